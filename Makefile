@@ -1,0 +1,62 @@
+# make demo   the main job on real modules, start to end, on this machine
+# make run    the same gateway, left running, with what to export
+# make test   everything, with -race; installs what the tests need (as root), else says what to install
+# make check  format, vet, lint, tidy, Rego
+# make bench  the table of speed; make soak: the long forms of tests; make fuzz: each fuzz target for FUZZTIME
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GO       ?= go
+FUZZTIME ?= 10s
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  := -s -w -X main.release=$(VERSION)
+
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# What the tests use beside Go and git, as Debian packages.
+PACKAGES := gcc libc6-dev git openssl systemd util-linux
+
+.PHONY: build demo run test check bench soak fuzz deps clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/headgate ./cmd/headgate-demo
+
+demo:
+	$(GO) run ./cmd/headgate-demo
+
+run:
+	$(GO) run ./cmd/headgate-demo --stay
+
+test: deps
+	$(GO) test -race -shuffle=on -timeout 20m ./...
+
+check:
+	@fmt="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(GOLANGCI) run ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./audit ./identity ./policy ./gateway/...
+	$(GO) run ./cmd/headgate-demo bench
+
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+deps:
+	@missing=""; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing:$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "the tests need:$$missing"; echo "as root: apt-get install$$missing"; exit 1; fi
+
+clean:
+	rm -rf bin

@@ -1,0 +1,145 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"encoding/base64"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// maxCredential is the longest Authorization value that is looked at, in bytes.
+const maxCredential = 16 << 10
+
+// Authenticate finds out who sends a request. It reads the Authorization header
+// and nothing else: Basic, whose password is the credential and whose login name
+// means nothing, or Bearer. A refusal is an *Error; one with IssuerDown is
+// trouble, not a refusal. A token costs no I/O.
+func (s *Service) Authenticate(r *http.Request) (Principal, error) {
+	p, method, err := s.authenticate(r)
+	s.metrics.count(method, err)
+	if err != nil {
+		return Principal{}, err
+	}
+	return p, nil
+}
+
+func (s *Service) authenticate(r *http.Request) (Principal, string, *Error) {
+	values := r.Header["Authorization"]
+	if len(values) == 0 {
+		return Principal{}, "none", refuse(CredentialMissing, "no Authorization header")
+	}
+	if len(values) > 1 {
+		return Principal{}, "none", refuse(CredentialInvalid, "%d Authorization headers", len(values))
+	}
+	var buf [512]byte
+	secret, via, err := presented(buf[:0], values[0])
+	if err != nil {
+		return Principal{}, "none", err
+	}
+	if t, err := parseText(secret); err == nil {
+		p, err := s.byToken(t, secret, via)
+		return p, "token", err
+	}
+	if !looksLikeJWT(secret) {
+		return Principal{}, "none", refuse(CredentialInvalid, "neither a token nor a JSON Web Token")
+	}
+	p, err := s.byJWT(r.Context(), string(secret), via)
+	return p, "jwt", err
+}
+
+// presented takes the credential out of an Authorization value, using buf when it
+// is large enough.
+func presented(buf []byte, value string) (secret []byte, via string, err *Error) {
+	if len(value) > maxCredential {
+		return nil, "", refuse(CredentialInvalid, "Authorization of %d bytes; want at most %d", len(value), maxCredential)
+	}
+	scheme, rest, ok := strings.Cut(value, " ")
+	rest = strings.Trim(rest, " ")
+	switch {
+	case ok && strings.EqualFold(scheme, "Bearer"):
+		return append(buf, rest...), "bearer", nil
+	case ok && strings.EqualFold(scheme, "Basic"):
+		secret, err := password(buf, rest)
+		return secret, "basic", err
+	}
+	return nil, "", refuse(CredentialInvalid, "Authorization is neither Basic nor Bearer")
+}
+
+// password decodes the user-id and password of RFC 7617 and gives the latter.
+func password(buf []byte, text string) ([]byte, *Error) {
+	encoded := append(buf, text...)
+	plain, err := base64.StdEncoding.Strict().AppendDecode(encoded[len(encoded):], encoded)
+	if err != nil {
+		return nil, refuse(CredentialInvalid, "decoding Basic: %w", err)
+	}
+	if i := bytes.IndexByte(plain, ':'); i >= 0 {
+		return plain[i+1:], nil
+	}
+	return nil, refuse(CredentialInvalid, "decoding Basic: no colon")
+}
+
+// byToken checks a well-formed token. An unknown id takes the same steps as a
+// wrong secret: one look-up, one digest, one comparison, one answer.
+func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *Error) {
+	e := s.tokens.find(t.id)
+	pepper := s.peppers.byVersion[e.row.pepper]
+	if pepper == nil {
+		pepper = s.peppers.current
+	}
+	sum := pepper.digest(t)
+	match := subtle.ConstantTimeCompare(sum[:], e.row.digest[:])
+	if match != 1 {
+		err := refuse(CredentialInvalid, "unknown id or wrong secret")
+		err.Credential = Credential{Class: t.class, ID: t.id.String(), Via: via}
+		return Principal{}, err
+	}
+	now := time.Now().Unix()
+	p := Principal{
+		Subject: *e.owner.subject.Load(), Device: unproved, Scope: e.scope,
+		Credential: Credential{Class: e.row.Class, ID: e.row.ID, Via: via, Expires: fromUnix(e.ends), Fingerprint: s.mark(e, secret)},
+	}
+	p.Subject.Assurance = e.row.Assurance
+	if code := e.state(now); code != "" {
+		err := refuse(code, "token %s is no longer valid", e.row.ID)
+		err.Subject, err.Credential = p.Subject, p.Credential
+		return Principal{}, err
+	}
+	e.touch(now)
+	return p, nil
+}
+
+// mark gives the fingerprint of a token, made at its first use.
+func (s *Service) mark(e *entry, secret []byte) string {
+	if s.fingerprint == nil {
+		return ""
+	}
+	if f := e.fingerprint.Load(); f != nil {
+		return *f
+	}
+	f := s.fingerprint(secret)
+	e.fingerprint.Store(&f)
+	return f
+}
+
+// byJWT checks a token that an issuer signed.
+func (s *Service) byJWT(ctx context.Context, raw, via string) (Principal, *Error) {
+	v, err := s.verify(ctx, raw)
+	if err != nil {
+		err.Credential.Class, err.Credential.Via = ClassJWT, via
+		return Principal{}, err
+	}
+	p := Principal{
+		Subject: v.subject, Device: unproved, Scope: Scope{Modules: []string{everything}, Actions: ClassJWT.actions()},
+		Credential: Credential{Class: ClassJWT, Via: via, Expires: v.expires},
+	}
+	if v.subject.Type == Workload {
+		p.Scope.Actions = ClassCI.actions()
+	}
+	if s.fingerprint != nil {
+		p.Credential.Fingerprint = s.fingerprint([]byte(raw))
+	}
+	return p, nil
+}

@@ -1,0 +1,58 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+)
+
+// A Code is a reason of refusal out of one closed list. It is what a client may
+// be told; Error.Err is for the log alone.
+type Code string
+
+// The codes that this package gives.
+const (
+	CredentialMissing Code = "CREDENTIAL-MISSING" // none was presented
+	CredentialInvalid Code = "CREDENTIAL-INVALID" // any reason that an attacker could learn from
+	TokenExpired      Code = "TOKEN-EXPIRED"      // only after secret or signature matched
+	TokenRevoked      Code = "TOKEN-REVOKED"      // only after the secret matched
+	ScopeExceeded     Code = "SCOPE"              // more was asked for than the credential reaches
+	DeviceRequired    Code = "DEVICE-REQUIRED"    // this class is minted on a proved device only
+	RequestInvalid    Code = "REQUEST-INVALID"    // the request itself makes no sense
+	IssuerDown        Code = "ISSUER-DOWN"        // the issuer's keys are unknown or too old
+	StateDown         Code = "STATE-DOWN"         // the database cannot be written
+)
+
+// An Error is a refusal of this package. Subject and Credential say who it was
+// as far as that is known: Credential once a token is well formed, Subject only
+// after its secret matched. They are for the audit record, not for the client.
+type Error struct {
+	Code       Code
+	Err        error
+	Subject    Subject
+	Credential Credential
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Code, e.Err) }
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// OAuth gives the error code of RFC 6749 §5.2 and RFC 8693 §2.2.2 that a token
+// endpoint answers with.
+func (e *Error) OAuth() string {
+	switch {
+	case errors.Is(e.Err, errGrantType):
+		return "unsupported_grant_type"
+	case errors.Is(e.Err, errTarget):
+		return "invalid_target"
+	case e.Code == ScopeExceeded:
+		return "invalid_scope"
+	case e.Code == IssuerDown, e.Code == StateDown:
+		return "temporarily_unavailable"
+	}
+	return "invalid_request"
+}
+
+func refuse(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Err: fmt.Errorf(format, args...)}
+}

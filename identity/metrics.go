@@ -1,0 +1,58 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are resolved once, so that counting a request takes nanoseconds.
+type metrics struct {
+	auth map[string]map[Code]prometheus.Counter // by method, by code; "" is success
+	jwks *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer, issuers []Issuer) (*metrics, error) {
+	auth := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "headgate_auth_total", Help: "Authentications by method and result.",
+	}, []string{"method", "result"})
+	m := &metrics{auth: map[string]map[Code]prometheus.Counter{}, jwks: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "headgate_jwks_refresh_total", Help: "Fetches of an issuer's keys by result.",
+	}, []string{"issuer", "result"})}
+	for method, codes := range map[string][]Code{
+		"none":  {CredentialMissing, CredentialInvalid},
+		"token": {"", CredentialInvalid, TokenExpired, TokenRevoked},
+		"jwt":   {"", CredentialInvalid, TokenExpired, IssuerDown},
+	} {
+		m.auth[method] = map[Code]prometheus.Counter{}
+		for _, code := range codes {
+			result := string(code)
+			if code == "" {
+				result = "ok"
+			}
+			m.auth[method][code] = auth.WithLabelValues(method, result)
+		}
+	}
+	for _, i := range issuers {
+		m.jwks.WithLabelValues(i.Name, "ok")
+		m.jwks.WithLabelValues(i.Name, "error")
+	}
+	if reg == nil {
+		return m, nil
+	}
+	if err := errors.Join(reg.Register(auth), reg.Register(m.jwks)); err != nil {
+		return nil, fmt.Errorf("registering metrics of identity: %w", err)
+	}
+	return m, nil
+}
+
+func (m *metrics) count(method string, err *Error) {
+	var code Code
+	if err != nil {
+		code = err.Code
+	}
+	if c, ok := m.auth[method][code]; ok {
+		c.Inc()
+	}
+}

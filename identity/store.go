@@ -1,0 +1,172 @@
+package identity
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// versionTable is this package's own, since one database serves several.
+const versionTable = "identity_goose_version"
+
+// A row is a token as the database holds it.
+type row struct {
+	Token
+	pepper int
+	digest digest
+	asOf   int64 // when the attributes of Subject were asserted; 0: never by an issuer
+}
+
+// A store is the table of tokens.
+type store struct{ db *sql.DB }
+
+func openStore(ctx context.Context, db *sql.DB) (*store, error) {
+	if db == nil {
+		return nil, errors.New("opening token table: no database is given")
+	}
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, fmt.Errorf("opening migrations: %w", err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, sub,
+		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return nil, fmt.Errorf("preparing migrations: %w", err)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return nil, fmt.Errorf("migrating token table: %w", err)
+	}
+	return &store{db: db}, nil
+}
+
+const columns = `id, class, pepper, digest, subject_issuer, subject_id, subject, subject_as_of, assurance,
+	owner, note, scope, parent, exchanged, created, expires, used, revoked`
+
+// all reads each token, parents before their children.
+func (s *store) all(ctx context.Context) ([]row, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT `+columns+` FROM identity_tokens ORDER BY created, parent`)
+	if err != nil {
+		return nil, fmt.Errorf("reading tokens: %w", err)
+	}
+	defer rows.Close()
+	var all []row
+	for rows.Next() {
+		r, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading tokens: %w", err)
+	}
+	return all, nil
+}
+
+func scan(rows *sql.Rows) (row, error) {
+	var r row
+	var sum, issuer, id, subject, scope string
+	var created, expires, used, revoked int64
+	if err := rows.Scan(&r.ID, &r.Class, &r.pepper, &sum, &issuer, &id, &subject, &r.asOf, &r.Assurance,
+		&r.Owner, &r.Note, &scope, &r.Parent, &r.Exchanged, &created, &expires, &used, &revoked); err != nil {
+		return row{}, fmt.Errorf("reading token: %w", err)
+	}
+	if n, err := hex.Decode(r.digest[:], []byte(sum)); err != nil || n != len(r.digest) || len(r.ID) != idLen {
+		return row{}, fmt.Errorf("reading token %q: id or digest is damaged", r.ID)
+	}
+	err := errors.Join(json.Unmarshal([]byte(subject), &r.Subject), json.Unmarshal([]byte(scope), &r.Scope))
+	if err != nil {
+		return row{}, fmt.Errorf("reading token %s: %w", r.ID, err)
+	}
+	r.Subject.Issuer, r.Subject.ID = issuer, id
+	r.Created, r.Expires, r.LastUsed, r.Revoked = fromUnix(created), fromUnix(expires), fromUnix(used), fromUnix(revoked)
+	return r, nil
+}
+
+func (s *store) insert(ctx context.Context, r row) error {
+	subject, err := json.Marshal(r.Subject)
+	if err != nil {
+		return fmt.Errorf("encoding subject of token %s: %w", r.ID, err)
+	}
+	scope, err := json.Marshal(r.Scope)
+	if err != nil {
+		return fmt.Errorf("encoding scope of token %s: %w", r.ID, err)
+	}
+	_, err = s.db.ExecContext(ctx, `INSERT INTO identity_tokens (`+columns+`)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
+		r.ID, string(r.Class), r.pepper, hex.EncodeToString(r.digest[:]), r.Subject.Issuer, r.Subject.ID, string(subject), r.asOf, r.Assurance,
+		r.Owner, r.Note, string(scope), r.Parent, r.Exchanged, toUnix(r.Created), toUnix(r.Expires), toUnix(r.LastUsed), toUnix(r.Revoked))
+	if err != nil {
+		return fmt.Errorf("storing token %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// revoke marks a token as revoked; the first time stays.
+func (s *store) revoke(ctx context.Context, id string, at int64) error {
+	_, err := s.db.ExecContext(ctx, `UPDATE identity_tokens SET revoked = $1 WHERE id = $2 AND revoked = 0`, at, id)
+	if err != nil {
+		return fmt.Errorf("revoking token %s: %w", id, err)
+	}
+	return nil
+}
+
+// A use is when a token was last used.
+type use struct {
+	id string
+	at int64
+}
+
+// write notes uses and newer attributes of people, all or nothing.
+func (s *store) write(ctx context.Context, uses []use, people []person) (err error) {
+	if len(uses) == 0 && len(people) == 0 {
+		return nil
+	}
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("writing uses of tokens: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
+	for _, u := range uses {
+		if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET used = $1 WHERE id = $2`, u.at, u.id); err != nil {
+			return fmt.Errorf("writing use of token %s: %w", u.id, err)
+		}
+	}
+	for _, p := range people {
+		text, err := json.Marshal(p.subject)
+		if err != nil {
+			return fmt.Errorf("encoding subject: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET subject = $1, subject_as_of = $2
+			WHERE subject_issuer = $3 AND subject_id = $4 AND subject_as_of < $5`,
+			string(text), p.asOf, p.subject.Issuer, p.subject.ID, p.asOf); err != nil {
+			return fmt.Errorf("writing attributes of subjects: %w", err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("writing uses of tokens: %w", err)
+	}
+	return nil
+}
+
+// sweep removes tokens that expired before a moment.
+func (s *store) sweep(ctx context.Context, before int64) error {
+	if _, err := s.db.ExecContext(ctx, `DELETE FROM identity_tokens WHERE expires < $1`, before); err != nil {
+		return fmt.Errorf("sweeping tokens: %w", err)
+	}
+	return nil
+}

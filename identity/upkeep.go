@@ -1,0 +1,67 @@
+package identity
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+const (
+	flushEvery = time.Minute
+	sweepEvery = time.Hour
+	// keepExpired is how long an expired token is still known, so that its bearer
+	// is told TOKEN-EXPIRED.
+	keepExpired = 7 * 24 * time.Hour
+)
+
+// upkeep writes down uses and clears away old tokens until ctx ends.
+func (s *Service) upkeep(ctx context.Context) {
+	flush, sweep := time.NewTicker(flushEvery), time.NewTicker(sweepEvery)
+	defer flush.Stop()
+	defer sweep.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-flush.C:
+			err = s.flush(ctx)
+		case <-sweep.C:
+			err = s.sweep(ctx, time.Now().Add(-keepExpired))
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "upkeep of tokens failed, it is tried again", slog.Any("err", err))
+		}
+	}
+}
+
+// flush writes down last uses, and attributes of people that issuers asserted.
+func (s *Service) flush(ctx context.Context) error {
+	var uses []use
+	var touched []*entry
+	for _, e := range s.tokens.entries() {
+		if at := e.used.Load(); at != e.written {
+			uses = append(uses, use{e.row.ID, at})
+			touched = append(touched, e)
+		}
+	}
+	people := s.tokens.takeStale()
+	if err := s.store.write(ctx, uses, people); err != nil {
+		s.tokens.putBack(people)
+		return err
+	}
+	for i, e := range touched {
+		e.written = uses[i].at
+	}
+	return nil
+}
+
+// sweep removes tokens that expired before a moment, database first: a token that
+// is gone from memory alone would be back after a restart.
+func (s *Service) sweep(ctx context.Context, before time.Time) error {
+	if err := s.store.sweep(ctx, before.Unix()); err != nil {
+		return err
+	}
+	s.tokens.sweep(before.Unix())
+	return nil
+}

@@ -1,0 +1,102 @@
+package audit_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/headgate/headgate/audit"
+)
+
+// openLog opens a log with small segments.
+func openLog(t testing.TB, dir string) *audit.Log {
+	t.Helper()
+	l, err := audit.Open(audit.Config{Dir: dir, SegmentBytes: 1 << 20}, audit.Options{Cluster: "test", Node: "n1"})
+	if err != nil {
+		t.Fatalf("Open(%s): %v", dir, err)
+	}
+	return l
+}
+
+func closeLog(t testing.TB, l *audit.Log) {
+	t.Helper()
+	if err := l.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+}
+
+// decision is a record of ordinary size.
+func decision(i int) *audit.Record {
+	r := audit.Begin("")
+	r.Kind = audit.KindDecision
+	r.PolicyRev, r.Action, r.Method = "4f2c9d1", "zip", "GET"
+	r.Module, r.Version = "example.com/mod"+fmt.Sprint(i), "v1.2.3"
+	r.Path = "/example.com/mod" + fmt.Sprint(i) + "/@v/v1.2.3.zip"
+	r.Subject = audit.Subject{ID: "user-17", Kind: "person", Issuer: "corp", Groups: []string{"eng", "payments"}}
+	r.Credential = audit.Credential{Class: "user", ID: "a1b2c3d4", Via: "basic"}
+	r.Device = audit.Device{ID: "laptop-9", State: "trusted", Tier: 2, Via: "token"}
+	r.Client = audit.Client{IP: "192.0.2.7", Port: 51234, Agent: "Go-http-client/1.1"}
+	r.Decision = audit.Decision{Effect: "allow", Stage: "release", Codes: []string{"OK"}, Status: 200}
+	r.Eval = audit.Eval{Entry: []string{"access", "release"}, Cached: true, NS: 812}
+	r.Input = json.RawMessage(`{"subject":{"team":"payments","type":"person"},"action":{"class":"zip"}}`)
+	r.File = audit.File{H1: "h1:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=", Size: 12345, Cache: "memory"}
+	return r
+}
+
+// readAll returns the log's entries.
+func readAll(t testing.TB, dir string) (seqs []int64, raws []string) {
+	t.Helper()
+	err := audit.Tail(t.Context(), dir, audit.TailOptions{}, func(e audit.Entry) error {
+		seqs, raws = append(seqs, e.Seq), append(raws, string(e.Raw))
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("Tail(%s): %v", dir, err)
+	}
+	return seqs, raws
+}
+
+func TestAppendedRecordsAreReadAndVerified(t *testing.T) {
+	dir := t.TempDir()
+	l := openLog(t, dir)
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			for i := range 200 {
+				if err := l.Append(context.Background(), decision(w*1000+i)); err != nil {
+					t.Errorf("Append: %v", err)
+				}
+				l.Note(decision(i))
+			}
+		})
+	}
+	wg.Wait()
+	closeLog(t, l)
+	seqs, _ := readAll(t, dir)
+	if want := 16*200*2 + 2; len(seqs) != want { // start and stop
+		t.Errorf("Tail gave %d records, want %d", len(seqs), want)
+	}
+	report, err := audit.Verify(t.Context(), dir, audit.VerifyOptions{})
+	if err != nil || report.Records != int64(len(seqs)) {
+		t.Errorf("Verify = %+v, %v; want %d records", report, err, len(seqs))
+	}
+	logs, _ := filepath.Glob(filepath.Join(dir, "epoch/0/segment/*.log"))
+	if len(logs) < 3 {
+		t.Errorf("%d segments; want several", len(logs))
+	}
+	l = openLog(t, dir)
+	if err := l.Append(t.Context(), decision(1)); err != nil {
+		t.Errorf("Append after reopening: %v", err)
+	}
+	closeLog(t, l)
+	if _, err := os.Stat(filepath.Join(dir, "ballast")); err != nil {
+		t.Errorf("ballast: %v", err)
+	}
+	if report, err = audit.Verify(t.Context(), dir, audit.VerifyOptions{}); err != nil || report.Records != int64(len(seqs))+3 {
+		t.Errorf("Verify after reopening = %+v, %v", report, err)
+	}
+}

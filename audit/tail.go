@@ -1,0 +1,217 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
+)
+
+// TailOptions choose what Tail reads.
+type TailOptions struct {
+	// Last is how many records before the end to begin with; 0 for all of the newest epoch, negative for none.
+	Last int
+	// Follow waits for records to come until the context is done.
+	Follow bool
+}
+
+// An Entry is one record as it was written.
+type Entry struct {
+	Seq  int64           // leaf number in its epoch
+	Time time.Time       // when it was appended; the record's own t is what the hash covers
+	Leaf tlog.Hash       // leaf hash
+	Raw  json.RawMessage // the record, valid until the callback returns
+}
+
+// pollEvery is how often a follower looks for new records.
+const pollEvery = 100 * time.Millisecond
+
+// Tail calls fn for each record of the newest epoch in order, up to the last durable one. It takes no lock. It ends
+// with fn's first error, or nil at the end or when a follower's context is done. Bytes that are no valid record where
+// more of the log follows are a *DamageError.
+func Tail(ctx context.Context, dir string, o TailOptions, fn func(Entry) error) error {
+	all, err := epochs(dir)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		return fmt.Errorf("reading %s: there is no audit log: %w", dir, fs.ErrNotExist)
+	}
+	t := &tailer{layout: layout{dir: dir, epoch: all[len(all)-1]}, fn: fn}
+	defer t.close()
+	if err := t.seek(o.Last); err != nil {
+		return err
+	}
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	for {
+		if err := t.drain(ctx); err != nil {
+			if o.Follow && ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if !o.Follow {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// A tailer reads one epoch from segment to segment.
+type tailer struct {
+	layout
+	fn    func(Entry) error
+	file  *os.File
+	scan  *scanner
+	first int64 // of the segment that is open
+	next  int64 // seq of the next record
+	from  int64 // of the first record to give to fn
+	buf   bytes.Buffer
+}
+
+func (t *tailer) close() {
+	if t.file != nil {
+		_ = t.file.Close() // only read
+	}
+}
+
+// seek finds where to begin: the segment that holds the first record wanted.
+func (t *tailer) seek(last int) error {
+	firsts, err := t.list()
+	if err != nil || len(firsts) == 0 {
+		return err
+	}
+	t.next = firsts[0]
+	if last == 0 {
+		return nil
+	}
+	newest := firsts[len(firsts)-1]
+	f, err := os.Open(t.segment(newest))
+	if err != nil {
+		return fmt.Errorf("opening segment: %w", err)
+	}
+	defer f.Close()
+	end, err := countFrames(f, 0, newest)
+	if err != nil {
+		return err
+	}
+	t.from = max(end-int64(max(last, 0)), 0)
+	for _, first := range firsts {
+		if first <= t.from {
+			t.next = first
+		}
+	}
+	return nil
+}
+
+// countFrames reads frames from off, where the one numbered seq stands, and returns the number of the first that is
+// not there.
+func countFrames(f io.ReaderAt, off, seq int64) (int64, error) {
+	s := newScanner(f, off)
+	for {
+		fr, err := s.next()
+		if errors.Is(err, io.EOF) || errors.Is(err, errFrame) || err == nil && fr.seq != seq {
+			return seq, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		seq++
+	}
+}
+
+// drain reads all there is.
+func (t *tailer) drain(ctx context.Context) error {
+	for {
+		if t.file == nil {
+			f, err := os.Open(t.segment(t.next))
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("opening segment: %w", err)
+			}
+			t.file, t.scan, t.first = f, newScanner(f, 0), t.next
+		}
+		if err := t.readSegment(ctx); err != nil {
+			return err
+		}
+		if t.next == t.first {
+			return nil
+		}
+		if _, err := os.Stat(t.segment(t.next)); err != nil {
+			return t.damaged()
+		}
+		t.close()
+		t.file = nil
+	}
+}
+
+// readSegment gives fn what the open segment has. Frames that can be read may still be in the page cache alone, so the
+// file is synced before they are given away: what a reader saw is never taken back by a power cut.
+func (t *tailer) readSegment(ctx context.Context) error {
+	end, err := countFrames(t.file, t.scan.off, t.next)
+	if err != nil || end == t.next {
+		return err
+	}
+	if err := retry(func() error { return unix.Fdatasync(int(t.file.Fd())) }); err != nil {
+		return fmt.Errorf("syncing %s: %w", t.file.Name(), err)
+	}
+	for t.next < end {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		f, err := t.scan.next()
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", t.file.Name(), err)
+		}
+		t.next++
+		if f.seq < t.from {
+			continue
+		}
+		err = t.fn(Entry{Seq: f.seq, Time: time.Unix(0, f.time), Leaf: f.leaf(&t.buf), Raw: f.record()})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// damaged reports that the log goes on somewhere behind bytes that are no valid record.
+func (t *tailer) damaged() error {
+	head := make([]byte, frameHead)
+	if n, err := t.file.ReadAt(head, t.scan.off); err != nil && !errors.Is(err, io.EOF) || isZero(head[:n]) {
+		return nil // the usual end; reading on through a preallocated segment at each look would cost too much
+	}
+	firsts, err := t.list()
+	if err != nil {
+		return err
+	}
+	end, err := inspectTail(t.file, t.scan.off, t.next)
+	if err != nil {
+		return err
+	}
+	if !end.later && firsts[len(firsts)-1] <= t.next {
+		return nil
+	}
+	if again, err := countFrames(t.file, t.scan.off, t.next); err != nil || again > t.next {
+		return err // it was written in the meantime
+	}
+	return &DamageError{
+		Code: ExitAltered, Epoch: t.epoch, Seq: t.next, SeqTo: t.next,
+		EventID: eventID(end.head), Detail: "its bytes are not what was written",
+	}
+}

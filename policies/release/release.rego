@@ -1,0 +1,147 @@
+# METADATA
+# scope: package
+# title: "Is this version fit for this profile?"
+# schemas:
+#   - input: schema.release
+package headgate.release
+
+import data.headgate.cooldown
+import data.headgate.integrity
+import data.headgate.licence
+import data.headgate.lookalike
+import data.headgate.malware
+import data.headgate.retraction
+import data.headgate.rules
+import data.headgate.toolchain
+import data.headgate.vulns
+
+# METADATA
+# description: "The release decision. One rule builds it, so that nothing can conflict."
+# entrypoint: true
+decision := {
+	"schema": 1,
+	"effect": effect,
+	"remedy": remedy,
+	"visible": visible,
+	"codes": sort({f.code | some f in denials} | {f.code | some f in remarks}),
+	"reasons": [reason(f) | some f in denials],
+	"warnings": [reason(f) | some f in remarks],
+	"obligations": [],
+	"advice": {
+		"upgrade_to": upgrade_to,
+		"available_from_day": available_from_day,
+		"missing_facts": sort({fact | some f in denials; some fact in f.facts}),
+		"waiver": need,
+		"contact": contact,
+	},
+	"valid_until_day": valid_until_day,
+	"waived": [p | some p in pardons],
+	"profile": "",
+	"waivers": [],
+	"labels": {},
+}
+
+findings := ((((((((cooldown.findings | integrity.findings) | licence.findings) | lookalike.findings) |
+	malware.findings) | retraction.findings) | rules.findings) | toolchain.findings) | vulns.findings) | site
+
+site contains finding if {
+	input.schema == 1
+	some finding in data.site.release.findings
+}
+
+site contains rules.builtin("INPUT-SCHEMA", "none", "input document of another version", {}) if input.schema != 1
+
+# What is decided today, before waivers. A rule that is not in effect yet warns.
+ripe contains f if {
+	some f in findings
+	f.effect == "deny"
+	f.effective_day <= input.context.day
+}
+
+unripe contains f if {
+	some f in findings
+	f.effect == "deny"
+	f.effective_day > input.context.day
+}
+
+pardons contains pardon if {
+	some f in ripe
+	f.remedy != "none"
+	some id, true in input.context.waivers
+	rules.forgives(id, f.code)
+	pardon := {"code": f.code, "waiver": id, "expires_day": data.config.waivers[id].expires_day}
+}
+
+forgiven contains pardon.code if some pardon in pardons
+
+denials contains f if {
+	some f in ripe
+	f.remedy == "none"
+}
+
+denials contains f if {
+	some f in ripe
+	f.remedy != "none"
+	not f.code in forgiven
+}
+
+remarks contains f if {
+	some f in findings
+	f.effect != "deny"
+}
+
+remarks contains f if some f in unripe
+
+default effect := "deny"
+
+effect := "allow" if count(denials) == 0
+
+default visible := false
+
+visible if {
+	effect == "allow"
+	every f in remarks { f.effect != "hide" }
+}
+
+default remedy := ""
+
+remedy := "none" if {
+	some f in denials
+	f.remedy == "none"
+} else := "waiver" if {
+	some f in denials
+	f.remedy == "waiver"
+} else := "wait" if count(denials) > 0
+
+default available_from_day := 0
+
+available_from_day := max({f.available_day | some f in denials}) if remedy == "wait"
+
+default upgrade_to := ""
+
+upgrade_to := max({f.upgrade_to | some f in denials}) if count(denials) > 0
+
+default contact := ""
+
+contact := max({f.owner | some f in denials}) if count(denials) > 0
+
+default need := {"code": "", "path": ""}
+
+need := {"code": min({f.code | some f in denials}), "path": input.resource.path} if remedy in {"wait", "waiver"}
+
+turns := (({f.available_day | some f in denials; f.available_day > input.context.day} |
+	{f.effective_day | some f in unripe}) |
+	{(p.expires_day + 1) | some p in pardons})
+
+default valid_until_day := null
+
+valid_until_day := min(turns) if count(turns) > 0
+
+reason(f) := {
+	"code": f.code,
+	"rule": f.rule,
+	"severity": f.severity,
+	"template": f.template,
+	"doc": f.doc,
+	"params": f.params,
+}

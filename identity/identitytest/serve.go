@@ -1,0 +1,58 @@
+package identitytest
+
+import (
+	"database/sql"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+)
+
+// OpenDB opens an empty SQLite database for one test.
+func OpenDB(t testing.TB) *sql.DB {
+	t.Helper()
+	return OpenFile(t, filepath.Join(t.TempDir(), "identity.db"))
+}
+
+// OpenFile opens a SQLite database for one test.
+func OpenFile(t testing.TB, file string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// Serve runs a provider over TLS on loopback until the test ends. cfg.Issuer is
+// filled in, and ClientID and RedirectURI if they are empty. caFile holds the
+// certificate that the client trusts and that an issuer's ca_file can name.
+func Serve(t testing.TB, cfg ProviderConfig) (p *Provider, filled ProviderConfig, client *http.Client, caFile string) {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(nil)
+	cfg.Issuer = "https://" + srv.Listener.Addr().String()
+	if cfg.ClientID == "" {
+		cfg.ClientID = "headgate"
+	}
+	if cfg.RedirectURI == "" {
+		cfg.RedirectURI = "http://127.0.0.1/callback"
+	}
+	p, err := NewProvider(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Config.Handler = p
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	caFile = filepath.Join(t.TempDir(), "issuer-ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(caFile, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return p, cfg, srv.Client(), caFile
+}

@@ -13,7 +13,7 @@ var allowedBuiltins = []string{
 	"abs", "ceil", "div", "floor", "minus", "mul", "plus", "rem", "round", // numbers
 	"assign", "eq", "equal", "gt", "gte", "lt", "lte", "neq", // comparison
 	"internal.member_2", "internal.member_3", // the words "in" and "some … in"
-	"internal.test_case",              // what "every" is rewritten to in tests
+	"internal.test_case",                             // what "every" is rewritten to in tests
 	"and", "intersection", "or", "set_diff", "union", // sets
 	"array.concat", "array.reverse", "array.slice", // arrays
 	"count", "max", "min", "sort", "sum", // aggregates

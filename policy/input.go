@@ -119,9 +119,9 @@ func NewName(path, visibility string) Name {
 
 // Facts is what is known of one version. Start from NewFacts: a fact that nobody filled in must say that it is unknown.
 type Facts struct {
-	Version      string     `json:"version"`       // canonical
-	Kind         string     `json:"kind"`          // release, prerelease, pseudo, incompatible, none
-	Major        int        `json:"major"`         // 0, 1, 2, …
+	Version      string     `json:"version"`        // canonical
+	Kind         string     `json:"kind"`           // release, prerelease, pseudo, incompatible, none
+	Major        int        `json:"major"`          // 0, 1, 2, …
 	FirstSeenDay int        `json:"first_seen_day"` // 0 unknown; the trusted start of a cooldown
 	PublishedDay int        `json:"published_day"`  // commit day, which the author sets: to show, never to judge
 	AgeDays      int        `json:"age_days"`       // saturates; 0 where the age is not known

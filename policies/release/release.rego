@@ -41,21 +41,25 @@ decision := {
 	"labels": {},
 }
 
-findings := ((((((((cooldown.findings | integrity.findings) | licence.findings) | lookalike.findings) |
-	malware.findings) | retraction.findings) | rules.findings) | toolchain.findings) | vulns.findings) | site
+findings := ((((((((cooldown.findings | integrity.findings) | licence.findings) | lookalike.findings) | malware.findings) | retraction.findings) | rules.findings) | toolchain.findings) | vulns.findings) | site
 
 site contains finding if {
 	input.schema == 1
 	some finding in data.site.release.findings
 }
 
-site contains rules.builtin("INPUT-SCHEMA", "none", "input document of another version", {}) if input.schema != 1
+# An input without a schema is of another version, too: with nothing in it nothing would be found against it.
+site contains rules.builtin("INPUT-SCHEMA", "none", "input document of another version", {}) if not known
 
-# What is decided today, before waivers. A rule that is not in effect yet warns.
+default known := false
+
+known if input.schema == 1
+
+# A rule that is not in effect yet warns; any other denies, also when the day is not known.
 ripe contains f if {
 	some f in findings
 	f.effect == "deny"
-	f.effective_day <= input.context.day
+	not f in unripe
 }
 
 unripe contains f if {
@@ -129,9 +133,7 @@ default need := {"code": "", "path": ""}
 
 need := {"code": min({f.code | some f in denials}), "path": input.resource.path} if remedy in {"wait", "waiver"}
 
-turns := (({f.available_day | some f in denials; f.available_day > input.context.day} |
-	{f.effective_day | some f in unripe}) |
-	{(p.expires_day + 1) | some p in pardons})
+turns := ({f.available_day | some f in denials; f.available_day > input.context.day} | {f.effective_day | some f in unripe}) | {(p.expires_day + 1) | some p in pardons}
 
 default valid_until_day := null
 

@@ -1,0 +1,158 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/headgate/headgate/gateway/mirror/sumdb"
+	"github.com/headgate/headgate/gateway/mirror/upstream"
+)
+
+// Config is the section "mirror" of the configuration file.
+type Config struct {
+	// Upstreams are GOPROXY servers, https://host/path. They are asked in
+	// order, the next one at 404 or 410 only; two joined by | in one entry: the
+	// next one at any error. "off" ends the list; alone it makes the mirror an
+	// island. Empty: what `go env GOPROXY` names.
+	Upstreams []string `yaml:"upstreams"`
+	// Sumdb are the public checksum databases that are served, reached through
+	// the upstreams; the first one vouches for public files. NAME+HASH+KEY, or
+	// a bare name whose key is compiled in. Empty: sum.golang.org.
+	Sumdb []string `yaml:"sumdb"`
+	// SumdbExempt are patterns (GONOSUMDB syntax) of public modules that are
+	// taken in though no checksum database vouches for them. Empty: none.
+	SumdbExempt []string `yaml:"sumdb_exempt"`
+	// Private are the routes of private modules, which never reach an upstream
+	// or a public checksum database.
+	Private []PrivateRoute `yaml:"private"`
+	// Public are paths below a private pattern's prefix that are public all the
+	// same. An entry without wildcard is that path alone, one with a wildcard a
+	// pattern as in private.
+	Public []string `yaml:"public"`
+	// Store is the folder of module files, with "public" and "private" in it.
+	Store string `yaml:"store"`
+	// RedirectHosts are hosts (or host:port) with private addresses to which an
+	// upstream may redirect. Empty: none.
+	RedirectHosts []string `yaml:"redirect_hosts"`
+	// InsecureHTTP allows http upstreams beyond loopback.
+	InsecureHTTP bool `yaml:"insecure_http"`
+	// FetchTimeout bounds the whole fetch of one file, tries included; 0 is 10 min.
+	FetchTimeout time.Duration `yaml:"fetch_timeout"`
+	// ToolchainTimeout is FetchTimeout of golang.org/toolchain; 0 is 30 min.
+	ToolchainTimeout time.Duration `yaml:"toolchain_timeout"`
+	// MemoryBytes bounds the cache of small files in memory; 0 is 64 MiB.
+	MemoryBytes int64 `yaml:"memory_bytes"`
+	// CodeHosts are hosts whose modules have at least so many path elements;
+	// shorter paths are not asked for. Empty: github.com and golang.org, 3.
+	CodeHosts []CodeHost `yaml:"code_hosts"`
+}
+
+// PrivateRoute says which modules are private.
+type PrivateRoute struct {
+	// Patterns are globs of path prefixes, as in GOPRIVATE.
+	Patterns []string `yaml:"patterns"`
+}
+
+// CodeHost is a host whose module paths have a least number of elements.
+type CodeHost struct {
+	// Host is the first element of the path.
+	Host string `yaml:"host"`
+	// Elements counts path elements, the host included.
+	Elements int64 `yaml:"elements"`
+}
+
+// Validate reports every mistake; it dials nothing.
+func (c Config) Validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for i, u := range c.Upstreams {
+		if _, err := upstream.Parse(u, upstream.ParseOptions{AllowHTTP: c.InsecureHTTP}); err != nil {
+			bad("upstreams[%d]: %w%s", i, err, hintFor(err))
+		}
+	}
+	for i, k := range c.Sumdb {
+		if _, err := sumdb.CheckKey(k); err != nil {
+			bad("sumdb[%d]: %w", i, err)
+		}
+	}
+	for i, p := range c.SumdbExempt {
+		checkPattern(bad, fmt.Sprintf("sumdb_exempt[%d]", i), p)
+	}
+	for i, r := range c.Private {
+		if len(r.Patterns) == 0 {
+			bad("private[%d].patterns: is empty; want GOPRIVATE patterns such as \"corp.example/*\"", i)
+		}
+		for j, p := range r.Patterns {
+			checkPattern(bad, fmt.Sprintf("private[%d].patterns[%d]", i, j), p)
+		}
+	}
+	c.validatePublic(bad)
+	for _, d := range []struct {
+		key string
+		v   int64
+	}{
+		{"fetch_timeout", int64(c.FetchTimeout)}, {"toolchain_timeout", int64(c.ToolchainTimeout)},
+		{"memory_bytes", c.MemoryBytes},
+	} {
+		if d.v < 0 {
+			bad("%s: %d is negative; want 0 for the default, or more", d.key, d.v)
+		}
+	}
+	for i, h := range c.CodeHosts {
+		if h.Host == "" || strings.Contains(h.Host, "/") || h.Elements < 1 {
+			bad("code_hosts[%d]: %q with %d elements; want a host and 1 or more", i, h.Host, h.Elements)
+		}
+	}
+	return errs
+}
+
+func hintFor(err error) string {
+	if errors.Is(err, upstream.ErrDirect) {
+		return "; want GOPROXY servers: public modules never come from version control"
+	}
+	return ""
+}
+
+func checkPattern(bad func(string, ...any), key, pattern string) {
+	_, err := path.Match(pattern, "")
+	if pattern == "" || strings.ContainsAny(pattern, ", ") || err != nil || strings.HasPrefix(pattern, "/") {
+		bad("%s: %q is no pattern; want one glob of path elements such as \"corp.example/*\"", key, pattern)
+	}
+}
+
+// validatePublic refuses a pattern that would lay private modules open.
+func (c Config) validatePublic(bad func(string, ...any)) {
+	for i, p := range c.Public {
+		checkPattern(bad, fmt.Sprintf("public[%d]", i), p)
+		for _, route := range c.Private {
+			for _, pattern := range route.Patterns {
+				if isPattern(p) && (routes{private: []string{strings.ToLower(p)}}).visibility(pattern) == Private {
+					bad("public[%d]: %q covers the private pattern %q; want something narrower", i, p, pattern)
+				}
+			}
+		}
+	}
+}
+
+// withDefaults sets what is empty, once.
+func (c Config) withDefaults() Config {
+	if len(c.Sumdb) == 0 {
+		c.Sumdb = []string{"sum.golang.org"}
+	}
+	if c.FetchTimeout == 0 {
+		c.FetchTimeout = 10 * time.Minute
+	}
+	if c.ToolchainTimeout == 0 {
+		c.ToolchainTimeout = 30 * time.Minute
+	}
+	if c.MemoryBytes == 0 {
+		c.MemoryBytes = 64 << 20
+	}
+	if len(c.CodeHosts) == 0 {
+		c.CodeHosts = []CodeHost{{"github.com", 3}, {"golang.org", 3}}
+	}
+	return c
+}

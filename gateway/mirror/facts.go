@@ -1,0 +1,190 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
+
+	"github.com/headgate/headgate/gateway/mirror/store"
+)
+
+// Facts are what the mirror knows of a version.
+type Facts struct {
+	// Kind is "release", "prerelease", "pseudo", "incompatible", or "none" without a version.
+	Kind string
+	// Major is the major version.
+	Major int64
+	// Sumdb is "verified", "mismatch", "not_listed", "exempt", or "pending"
+	// where no file of the version was checked yet.
+	Sumdb string
+	// Published is the commit time of a stored .info, which its author sets:
+	// to show, never to judge. Zero where it is not known.
+	Published time.Time
+}
+
+// Facts gives what is known of a version without asking anybody.
+func (m *Mirror) Facts(_ context.Context, path, version string) Facts {
+	f := named(version)
+	if version == "" {
+		return f
+	}
+	t := Target{Path: path, Version: version, Kind: Info}
+	if b, err := m.storeOf(path).Read(t.upstreamPath(), maxInfo); err == nil {
+		f.Published = published(b)
+	}
+	f.Sumdb = m.sumState(t.module(), func() bool {
+		for _, k := range []Kind{Mod, Zip} {
+			if _, err := m.storeOf(path).Stat(Target{Path: path, Version: version, Kind: k}.upstreamPath()); err == nil {
+				return true
+			}
+		}
+		return false
+	})
+	return f
+}
+
+// sumState is the checksum state; stored tells whether a .mod or zip is there,
+// which only verified ones are.
+func (m *Mirror) sumState(v module.Version, stored func() bool) string {
+	switch {
+	case m.incidents.has(v):
+		return "mismatch"
+	case m.exempt(v.Path):
+		return "exempt"
+	case stored():
+		return "verified"
+	}
+	if a := m.answers.get(Target{Path: v.Path, Version: v.Version, Kind: Mod}); a != nil && a.unlisted {
+		return "not_listed"
+	}
+	return "pending"
+}
+
+// named are the facts that the version's text tells.
+func named(version string) Facts {
+	f := Facts{Kind: "release", Sumdb: "pending"}
+	switch {
+	case version == "":
+		return Facts{Kind: "none", Sumdb: "pending"}
+	case module.IsPseudoVersion(version):
+		f.Kind = "pseudo"
+	case strings.HasSuffix(version, "+incompatible"):
+		f.Kind = "incompatible"
+	case semver.Prerelease(version) != "":
+		f.Kind = "prerelease"
+	}
+	// A canonical version's major is a number; of a query it stays 0.
+	_, _ = fmt.Sscanf(semver.Major(version), "v%d", &f.Major)
+	return f
+}
+
+// published reads the time of an .info; zero if it has none.
+func published(info []byte) time.Time {
+	var i infoFile
+	if err := json.Unmarshal(info, &i); err != nil {
+		return time.Time{}
+	}
+	return i.Time
+}
+
+// infoFile is what of an .info is checked; other fields pass.
+type infoFile struct {
+	Version string
+	Time    time.Time
+}
+
+// changed forgets what memory says about a version, after a file or incident came in.
+func (m *Mirror) changed(v module.Version) {
+	for _, k := range []Kind{Info, Mod, Zip} {
+		m.hot.remove(Target{Path: v.Path, Version: v.Version, Kind: k})
+	}
+	if a := m.answers.get(Target{Path: v.Path, Kind: List}); a != nil {
+		a.releases.Store(nil)
+	}
+}
+
+// incidentDir holds one file for each version with an open incident. An
+// operator closes it by removing the file and starting again.
+const incidentDir = ".incidents"
+
+// incidents are versions for which an upstream sent bytes that do not match.
+type incidents struct {
+	store *store.Store
+	mu    sync.Mutex // guards known
+	known map[module.Version]bool
+}
+
+func openIncidents(s *store.Store) (*incidents, error) {
+	i := &incidents{store: s, known: map[module.Version]bool{}}
+	names, err := s.Names(incidentDir)
+	if err != nil {
+		return nil, fmt.Errorf("reading incidents: %w", err)
+	}
+	for _, n := range names {
+		b, err := s.Read(path.Join(incidentDir, n), 64<<10)
+		if err != nil {
+			return nil, fmt.Errorf("reading incidents: %w", err)
+		}
+		line, _, _ := strings.Cut(string(b), "\n")
+		if p, v, ok := strings.Cut(line, "@"); ok {
+			i.known[module.Version{Path: p, Version: v}] = true
+		}
+	}
+	return i, nil
+}
+
+func (i *incidents) has(v module.Version) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.known[v]
+}
+
+// open records an incident, in memory first: the version is suspect even if the disk is full.
+func (i *incidents) open(v module.Version, text string) error {
+	i.mu.Lock()
+	i.known[v] = true
+	i.mu.Unlock()
+	name := path.Join(incidentDir, strings.NewReplacer("/", "+").Replace(v.Path)+"@"+v.Version)
+	return i.store.Replace(name, []byte(v.String()+"\n"+text+"\n"))
+}
+
+// incident records bytes that do not match, and returns the error.
+func (m *Mirror) incident(e *IncidentError) error {
+	m.log.LogAttrs(m.ctx, slog.LevelError, "bytes do not match: file refused",
+		slog.String("module", e.Module.Path), slog.String("version", e.Module.Version), slog.String("file", e.File),
+		slog.String("kind", e.Kind), slog.String("want", e.Want), slog.String("got", e.Got))
+	if e.Kind == "conflict" {
+		m.metrics.conflicts.Inc()
+		return e
+	}
+	m.metrics.sumdb.WithLabelValues("mismatch").Inc()
+	err := m.incidents.open(e.Module, e.Error())
+	m.changed(e.Module)
+	return errors.Join(e, err)
+}
+
+func (m *Mirror) storeOf(path string) *store.Store {
+	if m.Visibility(path) == Private {
+		return m.private
+	}
+	return m.public
+}
+
+// notThere is a target that its origin, or the store, does not have.
+func notThere(t Target) error {
+	what := t.Path
+	if t.Version != "" {
+		what += "@" + t.Version
+	}
+	return fmt.Errorf("%s of %s: %w", t.Kind, what, fs.ErrNotExist)
+}

@@ -1,0 +1,318 @@
+package mirror
+
+import (
+	"archive/zip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
+	modzip "golang.org/x/mod/zip"
+
+	"github.com/headgate/headgate/gateway/mirror/store"
+	"github.com/headgate/headgate/gateway/mirror/sumdb"
+	"github.com/headgate/headgate/gateway/mirror/upstream"
+)
+
+// fetch brings one file in: fetched, verified, on disk, in this order.
+func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
+	// Another flight may have ended between the caller's look and this one.
+	if f, err := m.stored(t); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	var err error
+	switch t.Kind {
+	case Info:
+		err = m.fetchInfo(ctx, t)
+	case Mod:
+		err = m.fetchMod(ctx, t)
+	case Zip:
+		err = m.fetchZip(ctx, t)
+	}
+	if errors.Is(err, upstream.ErrNotFound) {
+		m.answers.put(t, &answer{at: m.now(), missing: true})
+		return nil, notThere(t)
+	}
+	if c, ok := errors.AsType[*store.ConflictError](err); ok {
+		return nil, m.incident(&IncidentError{Kind: "conflict", Module: t.module(), File: t.Kind.String(), Want: c.Stored, Got: c.Offered})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("taking in %s of %s: %w", t.Kind, t.module(), err)
+	}
+	m.changed(t.module())
+	f, err := m.stored(t)
+	if err != nil {
+		return nil, err
+	}
+	m.hot.put(t, f)
+	return f, nil
+}
+
+func (m *Mirror) fetchInfo(ctx context.Context, t Target) error {
+	b, err := m.up.Get(ctx, t.upstreamPath(), maxInfo, func(b []byte) error {
+		v, err := checkInfo(b, t.Path)
+		if err == nil && v != t.Version {
+			err = fmt.Errorf(".info names version %q", v)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.public.Publish(t.upstreamPath(), b); err != nil {
+		return err
+	}
+	return m.rewriteList(t.Path)
+}
+
+// checkInfo reads an .info's version, which must be one of the path.
+func checkInfo(b []byte, path string) (string, error) {
+	var i infoFile
+	if !utf8.Valid(b) {
+		return "", errors.New(".info is not UTF-8")
+	}
+	if err := json.Unmarshal(b, &i); err != nil {
+		return "", fmt.Errorf(".info is not the JSON of a version: %w", err)
+	}
+	if module.CanonicalVersion(i.Version) != i.Version {
+		return "", fmt.Errorf(".info names version %q, which is not canonical", i.Version)
+	}
+	return i.Version, module.Check(path, i.Version)
+}
+
+func (m *Mirror) fetchMod(ctx context.Context, t Target) error {
+	var b []byte
+	want, err := m.vouched(ctx, t, func(ctx context.Context) (err error) {
+		b, err = m.up.Get(ctx, t.upstreamPath(), maxMod, checkMod)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	got, err := hashMod(b)
+	if err != nil {
+		return err
+	}
+	if want.mod != "" && got != want.mod {
+		return m.incident(&IncidentError{Kind: "sumdb", Module: t.module(), File: "mod", Want: want.mod, Got: got})
+	}
+	return m.public.Publish(t.upstreamPath(), b)
+}
+
+// checkMod wants what the go command can read, with a module line; its path
+// may be another one, as in forks.
+func checkMod(b []byte) error {
+	f, err := modfile.ParseLax("go.mod", b, nil)
+	if err != nil {
+		return err
+	}
+	if f.Module == nil {
+		return errors.New("go.mod has no module line")
+	}
+	return nil
+}
+
+func (m *Mirror) fetchZip(ctx context.Context, t Target) error {
+	d, err := m.public.Draft()
+	if err != nil {
+		return err
+	}
+	defer d.Discard()
+	want, err := m.vouched(ctx, t, func(ctx context.Context) error {
+		return m.up.Fetch(ctx, upstream.Request{Path: t.upstreamPath(), MaxBytes: maxZip}, d)
+	})
+	if err != nil {
+		return err
+	}
+	h1, err := m.checkZip(d, t.module(), want)
+	if err != nil {
+		return err
+	}
+	return m.publishZip(d, t, h1)
+}
+
+// publishZip puts the hashes beside the zip before the zip: who sees it finds
+// them. Where another process was faster, they are made those of its zip.
+func (m *Mirror) publishZip(d *store.Draft, t Target, h1 string) error {
+	name := t.upstreamPath()
+	err := m.public.Replace(strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
+	if err == nil {
+		err = m.public.Replace(name+".sha256", []byte(d.SHA256()))
+	}
+	if err == nil {
+		err = d.Publish(name)
+	}
+	if c, ok := errors.AsType[*store.ConflictError](err); ok {
+		return errors.Join(err, m.public.Replace(name+".sha256", []byte(c.Stored)))
+	}
+	return err
+}
+
+// checkZip holds a zip against the rules of module zips and its hashes.
+func (m *Mirror) checkZip(d *store.Draft, v module.Version, want sums) (string, error) {
+	garbage := func(err error) (string, error) {
+		return "", fmt.Errorf("%w: zip is not one of %s: %w", ErrUpstream, v, err)
+	}
+	if err := checkDirectory(d.File()); err != nil {
+		return garbage(err)
+	}
+	cf, err := modzip.CheckZip(v, d.File())
+	if err == nil {
+		err = cf.Err()
+	}
+	if err != nil {
+		return garbage(err)
+	}
+	mod, err := zipMod(d.File(), v)
+	if err != nil {
+		return garbage(err)
+	}
+	// Hashing unpacks every file, so declared sizes and checksums are proved as well.
+	h1, err := dirhash.HashZip(d.File(), dirhash.Hash1)
+	if err != nil {
+		return garbage(err)
+	}
+	if want.zip != "" && h1 != want.zip {
+		return "", m.incident(&IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: want.zip, Got: h1})
+	}
+	if want.mod == "" { // exempt: a stored .mod is all there is to hold it against
+		if b, err := m.public.Read(fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
+			if want.mod, err = hashMod(b); err != nil {
+				return "", err
+			}
+		}
+	}
+	if mod != "" && want.mod != "" && mod != want.mod {
+		return "", m.incident(&IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: "go.mod " + want.mod, Got: "go.mod " + mod})
+	}
+	return h1, nil
+}
+
+// zipMod gives the hash of the root go.mod in a zip, "" without one; links are refused.
+func zipMod(file string, v module.Version) (string, error) {
+	z, err := zip.OpenReader(file)
+	if err != nil {
+		return "", err
+	}
+	defer z.Close()
+	hash := ""
+	for _, f := range z.File {
+		if f.Mode().Type()&^fs.ModeDir != 0 {
+			return "", fmt.Errorf("%s is a link or device", f.Name)
+		}
+		if f.Name == v.String()+"/go.mod" {
+			hash, err = dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) { return f.Open() })
+			if err != nil {
+				return "", err
+			}
+		}
+	}
+	return hash, nil
+}
+
+// maxDirectory is the longest list of files in a zip, in bytes, that is read
+// into memory: a zip of 500 MiB could hold millions of empty ones.
+const maxDirectory = 24 << 20
+
+// checkDirectory finds the end record of a zip and the size that it gives its directory.
+func checkDirectory(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	tail := make([]byte, min(info.Size(), 64<<10+22))
+	if _, err := f.ReadAt(tail, info.Size()-int64(len(tail))); err != nil {
+		return err
+	}
+	i := strings.LastIndex(string(tail), "PK\x05\x06")
+	if i < 0 || len(tail)-i < 22 {
+		return zip.ErrFormat
+	}
+	// The count saturates in a zip64, which no module zip needs to be.
+	if size := uint32(tail[i+12]) | uint32(tail[i+13])<<8 | uint32(tail[i+14])<<16 | uint32(tail[i+15])<<24; size > maxDirectory {
+		return fmt.Errorf("its list of files has %d bytes, more than %d", size, maxDirectory)
+	}
+	return nil
+}
+
+// sums are what the checksum database vouches for; empty where a path is exempt.
+type sums struct{ zip, mod string }
+
+// vouched fetches a file while the database is asked for its hashes. Where
+// either fails the other is given up, and where both do, it counts first that
+// the file is not there: a version that does not exist is listed nowhere.
+func (m *Mirror) vouched(ctx context.Context, t Target, fetch func(context.Context) error) (sums, error) {
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var want sums
+	var unproved error
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		if want, unproved = m.sums(both, t.module()); unproved != nil {
+			cancel()
+		}
+	})
+	err := fetch(both)
+	if err != nil {
+		cancel()
+	}
+	asked.Wait()
+	switch {
+	case errors.Is(err, upstream.ErrNotFound), unproved == nil, errors.Is(unproved, context.Canceled):
+		return want, err
+	case !errors.Is(unproved, ErrNotListed):
+		return want, unproved
+	}
+	if _, err := m.up.Get(ctx, fileTarget(t.module(), Info).upstreamPath(), maxInfo, nil); errors.Is(err, upstream.ErrNotFound) {
+		return want, err
+	}
+	m.metrics.sumdb.WithLabelValues("not_listed").Inc()
+	m.answers.put(fileTarget(t.module(), Mod), &answer{at: m.now(), unlisted: true})
+	return want, unproved
+}
+
+// sums asks the database; what it says no to is not taken in.
+func (m *Mirror) sums(ctx context.Context, v module.Version) (sums, error) {
+	if m.exempt(v.Path) {
+		return sums{}, nil
+	}
+	zip, mod, err := m.vouches.Sums(ctx, v)
+	if err == nil {
+		return sums{zip, mod}, nil
+	}
+	return sums{}, m.sumdbError(v, err)
+}
+
+// sumdbError counts why the database did not vouch and says it in our words.
+func (m *Mirror) sumdbError(v module.Version, err error) error {
+	switch {
+	case errors.Is(err, sumdb.ErrNotListed):
+		return fmt.Errorf("%w: %s", ErrNotListed, v)
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, sumdb.ErrSecurity):
+		m.metrics.sumdb.WithLabelValues("security").Inc()
+	case errors.Is(err, sumdb.ErrInvalid):
+		m.metrics.sumdb.WithLabelValues("invalid").Inc()
+	default:
+		m.metrics.sumdb.WithLabelValues("unreachable").Inc()
+		if errors.Is(err, ErrTimeout) {
+			return fmt.Errorf("%w: %w", ErrSumdb, err)
+		}
+	}
+	return fmt.Errorf("%w: %w: %w", ErrSumdb, ErrUpstream, err)
+}

@@ -1,0 +1,432 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/semver"
+
+	"github.com/headgate/headgate/gateway/mirror/upstream"
+)
+
+// How long answers that may change hold.
+const (
+	ttlFresh     = time.Minute      // then renewed in the background
+	ttlServed    = 5 * time.Minute  // then awaited
+	ttlStale     = 24 * time.Hour   // if the upstream is in trouble
+	ttlMissing   = time.Minute      // a version or query that is not there
+	ttlNoModule  = 10 * time.Minute // a path that is no module
+	knownFolder  = ".lists"         // last known lists, with the time of asking as mtime
+	answerFactor = 128              // what an answer costs beside its body
+)
+
+// Release is one version with what is known of it.
+type Release struct {
+	Version string
+	Facts   Facts
+}
+
+// Versions are all tagged versions of a module, ascending, without pseudo-versions.
+type Versions struct {
+	// Releases must not be changed.
+	Releases []Release
+	// Revision is another number whenever Releases differ: for caches of what is made of them.
+	Revision uint64
+	// Body is Releases as @v/list has it, ETag its strong tag.
+	Body []byte
+	ETag string
+	// Cache is where the list was: "memory", "disk" or "upstream".
+	Cache string
+	// Stale tells that the list could not be renewed; Age is how old it is.
+	Stale bool
+	Age   time.Duration
+}
+
+// answer is something that may change: a list, a query's .info, or that nothing is there.
+type answer struct {
+	at       time.Time
+	body     []byte
+	missing  bool
+	unlisted bool // the checksum database has no record
+	releases atomic.Pointer[Versions]
+}
+
+// answers keeps them by target, bounded in bytes.
+type answers struct {
+	mu    sync.Mutex // guards all below
+	lru   *simplelru.LRU[Target, *answer]
+	bytes int64
+	limit int64
+}
+
+func newAnswers(limit int64) *answers {
+	a := &answers{limit: limit}
+	// The error is for sizes below one.
+	a.lru, _ = simplelru.NewLRU(math.MaxInt, func(_ Target, x *answer) { a.bytes -= cost(x) })
+	return a
+}
+
+func cost(x *answer) int64 { return overhead + answerFactor + 8*int64(len(x.body)) }
+
+func (a *answers) get(t Target) *answer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x, _ := a.lru.Get(t)
+	return x
+}
+
+func (a *answers) put(t Target, x *answer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lru.Remove(t)
+	a.lru.Add(t, x)
+	for a.bytes += cost(x); a.bytes > a.limit && a.lru.Len() > 1; {
+		a.lru.RemoveOldest()
+	}
+}
+
+// Versions lists a module's versions with facts. The errors are those of Open.
+func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, error) {
+	t := Target{Path: modulePath, Kind: List}
+	if err := m.route(modulePath); err != nil {
+		return nil, err
+	}
+	if isCachedOnly(ctx) || m.up.Island() {
+		body, err := m.storedList(modulePath)
+		if err == nil && len(body) == 0 {
+			err = notThere(t)
+		}
+		if err != nil {
+			return nil, err
+		}
+		v := *m.listed(modulePath, &answer{body: body})
+		v.Cache = "disk"
+		return &v, nil
+	}
+	a, tier, stale, err := m.answer(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	v := *m.listed(modulePath, a)
+	v.Cache, v.Stale, v.Age = tier, stale, m.age(a)
+	return &v, nil
+}
+
+// revisions numbers what listed makes, in this process.
+var revisions atomic.Uint64
+
+// listed makes the versions of an answer, once until something changes.
+func (m *Mirror) listed(modulePath string, a *answer) *Versions {
+	if v := a.releases.Load(); v != nil {
+		return v
+	}
+	stored := map[string]bool{}
+	if esc, err := module.EscapePath(modulePath); err == nil {
+		names, err := m.public.Names(esc + "/@v")
+		if err != nil {
+			m.log.LogAttrs(m.ctx, slog.LevelWarn, "folder not read", slog.String("module", modulePath), slog.Any("err", err))
+		}
+		for _, n := range names {
+			stored[n] = true
+		}
+	}
+	v := &Versions{Body: a.body, Revision: revisions.Add(1)}
+	for line := range strings.Lines(string(a.body)) {
+		version := strings.TrimSuffix(line, "\n")
+		v.Releases = append(v.Releases, Release{version, m.listedFacts(module.Version{Path: modulePath, Version: version}, stored)})
+	}
+	f := File{Body: a.body}
+	// A list is hashed without error.
+	_ = finish(&f, List)
+	v.ETag = f.ETag
+	a.releases.Store(v)
+	return v
+}
+
+func (m *Mirror) listedFacts(v module.Version, stored map[string]bool) Facts {
+	f := named(v.Version)
+	esc, err := module.EscapeVersion(v.Version)
+	if err != nil {
+		return f
+	}
+	f.Sumdb = m.sumState(v, func() bool { return stored[esc+".mod"] || stored[esc+".zip"] })
+	if stored[esc+".info"] {
+		if b, err := m.public.Read(fileTarget(v, Info).upstreamPath(), maxInfo); err == nil {
+			f.Published = published(b)
+		}
+	}
+	return f
+}
+
+// openList gives the list as it is.
+func (m *Mirror) openList(ctx context.Context, t Target) (*File, error) {
+	v, err := m.Versions(ctx, t.Path)
+	if err != nil {
+		return nil, err
+	}
+	return open(&File{
+		Size: int64(len(v.Body)), ETag: v.ETag, ContentType: textPlain, Hash: "sha256:" + strings.Trim(v.ETag, `"`),
+		Body: v.Body, Stale: v.Stale, Age: v.Age, Facts: named(""),
+	}, v.Cache), nil
+}
+
+// Latest gives the version that the upstream's @latest names. The errors are
+// those of Open; fs.ErrNotExist sends the go command back to the list.
+func (m *Mirror) Latest(ctx context.Context, modulePath string) (Release, error) {
+	f, err := m.openAnswer(ctx, Target{Path: modulePath, Kind: Latest})
+	if err != nil {
+		return Release{}, err
+	}
+	return Release{f.Version, f.Facts}, f.Close()
+}
+
+// openAnswer gives @latest or a query.
+func (m *Mirror) openAnswer(ctx context.Context, t Target) (*File, error) {
+	if err := m.route(t.Path); err != nil {
+		return nil, err
+	}
+	if isCachedOnly(ctx) || m.up.Island() {
+		return m.storedAnswer(ctx, t)
+	}
+	a, tier, stale, err := m.answer(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Stale: stale, Age: m.age(a)}
+	if f.Version, err = checkInfo(a.body, t.Path); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", t, err)
+	}
+	f.Facts = m.Facts(ctx, t.Path, f.Version)
+	if f.Facts.Published.IsZero() {
+		f.Facts.Published = published(a.body)
+	}
+	if err := finish(f, t.Kind); err != nil {
+		return nil, err
+	}
+	return open(f, tier), nil
+}
+
+// storedAnswer is @latest of an island: its highest stored release, or else version.
+func (m *Mirror) storedAnswer(ctx context.Context, t Target) (*File, error) {
+	if t.Kind != Latest {
+		return nil, notThere(t)
+	}
+	body, err := m.storedList(t.Path)
+	if err != nil {
+		return nil, err
+	}
+	best := ""
+	for v := range strings.FieldsSeq(string(body)) { // ascending
+		if best == "" || semver.Prerelease(v) == "" || semver.Prerelease(best) != "" {
+			best = v
+		}
+	}
+	if best == "" {
+		return nil, notThere(t)
+	}
+	return m.openFile(ctx, Target{Path: t.Path, Version: best, Kind: Info})
+}
+
+// answer gives something that may change as fresh as the rules want it.
+func (m *Mirror) answer(ctx context.Context, t Target) (a *answer, tier string, stale bool, err error) {
+	if m.underCodeHost(t.Path) {
+		return nil, "", false, notThere(t)
+	}
+	if a, tier = m.answers.get(t), "memory"; a == nil {
+		if a, tier = m.lastKnown(t), "disk"; a != nil {
+			m.answers.put(t, a)
+		}
+	}
+	work := func(ctx context.Context) (any, error) { return m.renew(ctx, t) }
+	if a != nil {
+		age := m.age(a)
+		switch {
+		case a.missing && age < missingTTL(t):
+			m.metrics.cache.WithLabelValues(tier, "miss").Inc()
+			return nil, tier, false, notThere(t)
+		case a.missing:
+		case age < ttlFresh:
+			m.metrics.cache.WithLabelValues(tier, "hit").Inc()
+			return a, tier, false, nil
+		case age < ttlServed && t.Kind != Query:
+			m.launch(t, work) // nobody waits for it
+			m.metrics.cache.WithLabelValues(tier, "hit").Inc()
+			return a, tier, false, nil
+		}
+	}
+	v, err := m.flight(ctx, t, work)
+	switch {
+	case err == nil:
+		m.metrics.cache.WithLabelValues("upstream", "hit").Inc()
+		return v.(*answer), "upstream", false, nil
+	case errors.Is(err, fs.ErrNotExist):
+		m.metrics.cache.WithLabelValues("upstream", "miss").Inc()
+		return nil, "", false, err
+	case a != nil && !a.missing && t.Kind != Query && m.age(a) < ttlStale && ctx.Err() == nil:
+		// Only trouble allows an old answer.
+		m.metrics.cache.WithLabelValues(tier, "stale").Inc()
+		m.log.LogAttrs(ctx, slog.LevelWarn, "old answer served", slog.String("target", t.String()),
+			slog.Duration("age", m.age(a)), slog.Any("err", err))
+		return a, tier, true, nil
+	}
+	m.metrics.cache.WithLabelValues("upstream", "error").Inc()
+	return nil, "", false, err
+}
+
+func missingTTL(t Target) time.Duration {
+	if t.Kind == List {
+		return ttlNoModule
+	}
+	return ttlMissing
+}
+
+// renew asks upstream and keeps what it says.
+func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
+	limit, check := int64(maxInfo), func(b []byte) error { _, err := checkInfo(b, t.Path); return err }
+	if t.Kind == List {
+		limit, check = maxList, func(b []byte) error { _, err := cleanList(b, t.Path); return err }
+	}
+	body, err := m.up.Get(ctx, t.upstreamPath(), limit, check)
+	if errors.Is(err, upstream.ErrNotFound) {
+		return m.gone(t)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if t.Kind == List {
+		if body, err = cleanList(body, t.Path); err != nil {
+			return nil, err
+		}
+	}
+	a := &answer{at: m.now(), body: body}
+	m.answers.put(t, a)
+	if t.Kind == Query {
+		return a, nil
+	}
+	if err := m.remember(t, a); err != nil {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "answer not kept on disk", slog.String("target", t.String()), slog.Any("err", err))
+	}
+	return a, nil
+}
+
+// gone keeps that nothing is there; of a module with stored versions these stay listed.
+func (m *Mirror) gone(t Target) (*answer, error) {
+	if t.Kind == List {
+		body, err := m.storedList(t.Path)
+		if err != nil {
+			return nil, err
+		}
+		if len(body) > 0 {
+			m.log.LogAttrs(m.ctx, slog.LevelWarn, "module is gone upstream; stored versions are listed", slog.String("module", t.Path))
+			a := &answer{at: m.now(), body: body}
+			m.answers.put(t, a)
+			return a, nil
+		}
+	}
+	m.answers.put(t, &answer{at: m.now(), missing: true})
+	return nil, notThere(t)
+}
+
+// cleanList takes the canonical tagged versions of the path, sorted, once
+// each. A body with none of them but with other text is no list.
+func cleanList(b []byte, modulePath string) ([]byte, error) {
+	var versions []string
+	other := false
+	for line := range bytes.Lines(b) {
+		fields := bytes.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		v := string(fields[0]) // a second field may be the time
+		if module.CanonicalVersion(v) != v || module.Check(modulePath, v) != nil {
+			other = other || !semver.IsValid(v)
+			continue
+		}
+		if !module.IsPseudoVersion(v) {
+			versions = append(versions, v)
+		}
+	}
+	if other && len(versions) == 0 {
+		return nil, errors.New("it is not a list of versions")
+	}
+	return joinVersions(versions), nil
+}
+
+func joinVersions(versions []string) []byte {
+	semver.Sort(versions)
+	var b bytes.Buffer
+	for _, v := range slices.Compact(versions) {
+		b.WriteString(v)
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
+
+// storedList lists versions whose .info is stored: those that a client can choose.
+func (m *Mirror) storedList(modulePath string) ([]byte, error) {
+	esc, err := module.EscapePath(modulePath)
+	if err != nil {
+		return nil, err
+	}
+	names, err := m.public.Names(esc + "/@v")
+	if err != nil {
+		return nil, fmt.Errorf("listing %s in the store: %w", modulePath, err)
+	}
+	var versions []string
+	for _, n := range names {
+		e, ok := strings.CutSuffix(n, ".info")
+		v, err := module.UnescapeVersion(e)
+		if ok && err == nil && !module.IsPseudoVersion(v) {
+			versions = append(versions, v)
+		}
+	}
+	return joinVersions(versions), nil
+}
+
+// rewriteList keeps @v/list true to the store, for who reads it as a file:// GOPROXY.
+func (m *Mirror) rewriteList(modulePath string) error {
+	body, err := m.storedList(modulePath)
+	if err != nil {
+		return err
+	}
+	return m.public.Replace(Target{Path: modulePath, Kind: List}.upstreamPath(), body)
+}
+
+// remember keeps a list or @latest for times of trouble, restarts included.
+func (m *Mirror) remember(t Target, a *answer) error {
+	name := path.Join(knownFolder, t.upstreamPath())
+	if err := m.public.Replace(name, a.body); err != nil {
+		return err
+	}
+	return m.public.SetTime(name, a.at)
+}
+
+// lastKnown is what remember kept, or nil.
+func (m *Mirror) lastKnown(t Target) *answer {
+	if t.Kind == Query {
+		return nil
+	}
+	name := path.Join(knownFolder, t.upstreamPath())
+	info, err := m.public.Stat(name)
+	if err != nil {
+		return nil
+	}
+	body, err := m.public.Read(name, maxList)
+	if err != nil {
+		return nil
+	}
+	return &answer{at: info.ModTime(), body: body}
+}

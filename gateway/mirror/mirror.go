@@ -1,0 +1,284 @@
+// Package mirror is the GOPROXY protocol over a verified cache: public modules
+// come from upstream proxies, are checked against the public checksum database
+// and are kept for ever. It is no HTTP server and asks nobody for permission:
+// the gateway does both. Its one invariant: what Open returns is whole and
+// verified, and a name that is not public never leaves in any request.
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/mod/module"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/headgate/headgate/gateway/mirror/store"
+	"github.com/headgate/headgate/gateway/mirror/sumdb"
+	"github.com/headgate/headgate/gateway/mirror/upstream"
+)
+
+// Options are what New takes beside configuration.
+type Options struct {
+	// Upstreams is a list in GOPROXY syntax, as `go env GOPROXY` prints it; it
+	// is used where Config.Upstreams is empty, without "direct".
+	Upstreams string
+	// Logger and Registerer may be nil.
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+	// Transport is copied for requests to upstreams; nil is one with the usual limits.
+	Transport *http.Transport
+	// FirstByte bounds the wait for an upstream's answer and for each further
+	// piece of it; 0 is 30 s.
+	FirstByte time.Duration
+	// Now is the clock of freshness; nil is time.Now.
+	Now func() time.Time
+}
+
+// Mirror is safe for many callers.
+type Mirror struct {
+	cfg        Config
+	log        *slog.Logger
+	now        func() time.Time
+	list       upstream.List
+	up         *upstream.Client
+	public     *store.Store
+	private    *store.Store
+	databases  map[string]*sumdb.Database
+	vouches    *sumdb.Database // the database that public files are checked against
+	sumdbNames []string
+	routes     routes
+	codeHosts  map[string]int64
+	metrics    *metrics
+
+	hot       *hot     // verified files
+	answers   *answers // what may change: lists, queries, what is not there
+	incidents *incidents
+
+	flights singleflight.Group
+	ctx     context.Context // ends with Close; flights outlive their callers
+	stop    context.CancelCauseFunc
+	mu      sync.Mutex // guards closed against running.Add
+	closed  bool
+	running sync.WaitGroup
+
+	supported sync.Map // sumdb name → true once an upstream said so
+}
+
+// errClosed ends flights that run when the mirror is closed.
+var errClosed = errors.New("mirror is closed")
+
+// New opens the store and makes the mirror. It asks nobody.
+func New(_ context.Context, cfg Config, o Options) (*Mirror, error) {
+	if err := errors.Join(cfg.Validate()...); err != nil {
+		return nil, err
+	}
+	if cfg.Store == "" {
+		return nil, errors.New("store: is empty; want a folder")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	list, err := Upstreams(cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	m := &Mirror{
+		cfg: cfg, log: o.Logger, now: o.Now, list: list,
+		routes: newRoutes(cfg), codeHosts: map[string]int64{}, databases: map[string]*sumdb.Database{},
+		hot: newHot(cfg.MemoryBytes), answers: newAnswers(cfg.MemoryBytes / 4),
+		up: upstream.New(upstream.Options{
+			List: list, RedirectHosts: cfg.RedirectHosts, Transport: o.Transport,
+			FirstByte: o.FirstByte, Logger: o.Logger, Registerer: o.Registerer,
+		}),
+	}
+	for _, h := range cfg.CodeHosts {
+		m.codeHosts[h.Host] = h.Elements
+	}
+	m.ctx, m.stop = context.WithCancelCause(context.Background())
+	if err := m.openStores(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	m.metrics = newMetrics(o.Registerer, m.public, m.private)
+	m.running.Go(m.scan)
+	return m, nil
+}
+
+// openStores opens both roots and what is kept in the public one.
+func (m *Mirror) openStores() error {
+	var err error
+	if m.public, err = store.Open(filepath.Join(m.cfg.Store, "public")); err != nil {
+		return err
+	}
+	if m.private, err = store.Open(filepath.Join(m.cfg.Store, "private")); err != nil {
+		return err
+	}
+	if m.incidents, err = openIncidents(m.public); err != nil {
+		return err
+	}
+	for _, key := range m.cfg.Sumdb {
+		name, err := sumdb.CheckKey(key)
+		if err != nil {
+			return err
+		}
+		d, err := sumdb.Open(sumdb.Options{Key: key, Fetch: m.fetchSumdb(name), Store: m.public, Logger: m.log})
+		if err != nil {
+			return err
+		}
+		m.databases[name] = d
+		m.sumdbNames = append(m.sumdbNames, name)
+		if m.vouches == nil {
+			m.vouches = d
+		}
+	}
+	return nil
+}
+
+// Upstreams gives the list that New would use: Config.Upstreams, or else
+// Options.Upstreams. Its hosts tell whether the mirror would ask itself.
+func Upstreams(cfg Config, o Options) (upstream.List, error) {
+	if len(cfg.Upstreams) == 0 {
+		// The machine's own setting: its owner trusts it as the go command does.
+		list, err := upstream.Parse(o.Upstreams, upstream.ParseOptions{DropDirect: true, AllowHTTP: true})
+		if err != nil {
+			return nil, fmt.Errorf("upstreams: is empty and GOPROXY gives none: %w; want GOPROXY servers", err)
+		}
+		return list, nil
+	}
+	var list upstream.List
+	for i, u := range cfg.Upstreams {
+		if u == "off" {
+			return list, nil
+		}
+		part, err := upstream.Parse(u, upstream.ParseOptions{AllowHTTP: cfg.InsecureHTTP})
+		if err != nil {
+			return nil, fmt.Errorf("upstreams[%d]: %w", i, err)
+		}
+		list = append(list, part...)
+	}
+	return list, nil
+}
+
+// UpstreamHosts lists host[:port] of each upstream, in order.
+func (m *Mirror) UpstreamHosts() []string {
+	var hosts []string
+	for _, e := range m.list {
+		hosts = append(hosts, e.Host())
+	}
+	return hosts
+}
+
+// Sumdbs lists the names of the checksum databases that are served.
+func (m *Mirror) Sumdbs() []string { return append([]string(nil), m.sumdbNames...) }
+
+// Close ends flights that run, waits for them and lets the store go. Files
+// that callers hold stay open.
+func (m *Mirror) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.stop(errClosed)
+	m.running.Wait()
+	m.up.Close()
+	var errs []error
+	for _, s := range []*store.Store{m.public, m.private} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// scan adds up what the stores hold, for the metric.
+func (m *Mirror) scan() {
+	for _, s := range []*store.Store{m.public, m.private} {
+		if err := s.Scan(m.ctx.Done()); err != nil {
+			m.log.LogAttrs(m.ctx, slog.LevelWarn, "store not measured", slog.Any("err", err))
+		}
+	}
+}
+
+type cachedOnly struct{}
+
+// WithCachedOnly makes calls answer from the store alone, without any upstream
+// contact: a miss is fs.ErrNotExist.
+func WithCachedOnly(ctx context.Context) context.Context {
+	return context.WithValue(ctx, cachedOnly{}, true)
+}
+
+func isCachedOnly(ctx context.Context) bool { return ctx.Value(cachedOnly{}) != nil }
+
+// flight runs work once for all callers of a target. It outlives the caller
+// that began it and has a deadline of its own; each caller waits only as long
+// as its own context lasts.
+func (m *Mirror) flight(ctx context.Context, t Target, work func(context.Context) (any, error)) (any, error) {
+	ch, joined := m.launch(t, work)
+	select {
+	case r := <-ch:
+		if joined() {
+			m.metrics.shared.Inc()
+		}
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// launch starts the flight or joins one; joined tells which, once it is over.
+func (m *Mirror) launch(t Target, work func(context.Context) (any, error)) (result <-chan singleflight.Result, joined func() bool) {
+	mine := false
+	// The key prints the whole target: a .mod must not wait for a zip that nobody asked for.
+	ch := m.flights.DoChan(t.Kind.String()+" "+t.String(), func() (any, error) {
+		mine = true
+		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil, errClosed
+		}
+		m.running.Add(1)
+		m.mu.Unlock()
+		defer m.running.Done()
+		limit := m.cfg.FetchTimeout
+		if t.Path == "golang.org/toolchain" {
+			limit = m.cfg.ToolchainTimeout
+		}
+		ctx, cancel := context.WithTimeout(m.ctx, limit)
+		defer cancel()
+		v, err := work(ctx)
+		if err != nil && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ErrTimeout) {
+			err = fmt.Errorf("%w: no answer within %s: %w", ErrTimeout, limit, err)
+		}
+		return v, err
+	})
+	return ch, func() bool { return !mine }
+}
+
+// route refuses what is not public, before anything is asked.
+func (m *Mirror) route(path string) error {
+	switch m.Visibility(path) {
+	case Private:
+		return fmt.Errorf("%s: %w", path, ErrNoPrivateSource)
+	case Unknown:
+		return notThere(Target{Path: path, Kind: List})
+	}
+	return nil
+}
+
+func (m *Mirror) exempt(path string) bool {
+	for _, p := range m.cfg.SumdbExempt {
+		if module.MatchPrefixPatterns(p, path) {
+			return true
+		}
+	}
+	return false
+}

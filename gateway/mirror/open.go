@@ -1,0 +1,194 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
+	modzip "golang.org/x/mod/zip"
+)
+
+// Limits of files, in bytes, as golang.org/x/mod/zip has them where it has one.
+const (
+	maxInfo = 1 << 20
+	maxMod  = modzip.MaxGoMod
+	maxList = 16 << 20
+	maxZip  = modzip.MaxZipFile
+)
+
+// Open gives what a target names, verified. The errors: fs.ErrNotExist where
+// every upstream said so (or, for an unknown path, without asking),
+// ErrUpstream, ErrTimeout, ErrMismatch, ErrNotListed, ErrSumdb,
+// ErrNoPrivateSource, ErrPrivate, ErrUnknownSumdb. List and Latest come as the
+// upstream has them; Versions gives them with facts, for a policy to filter.
+func (m *Mirror) Open(ctx context.Context, t Target) (*File, error) {
+	switch t.Kind {
+	case Info, Mod, Zip:
+		return m.openFile(ctx, t)
+	case Query, Latest:
+		return m.openAnswer(ctx, t)
+	case List:
+		return m.openList(ctx, t)
+	case Sumdb:
+		return m.openSumdb(ctx, t)
+	}
+	return nil, fmt.Errorf("opening kind %d: %w", t.Kind, ErrNoRoute)
+}
+
+// openFile answers from memory, disk or upstream, in this order.
+func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
+	if f := m.hot.get(t); f != nil {
+		m.metrics.cache.WithLabelValues("memory", "hit").Inc()
+		return m.opened(t, f, "memory")
+	}
+	if err := m.route(t.Path); err != nil {
+		return nil, err
+	}
+	f, err := m.stored(t)
+	if err == nil {
+		m.metrics.cache.WithLabelValues("disk", "hit").Inc()
+		m.hot.put(t, f)
+		return m.opened(t, f, "disk")
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		m.metrics.cache.WithLabelValues("disk", "error").Inc()
+		return nil, err
+	}
+	m.metrics.cache.WithLabelValues("disk", "miss").Inc()
+	if err := m.mayAsk(ctx, t); err != nil {
+		return nil, err
+	}
+	v, err := m.flight(ctx, t, func(ctx context.Context) (any, error) { return m.fetch(ctx, t) })
+	if err != nil {
+		m.metrics.cache.WithLabelValues("upstream", resultOf(err)).Inc()
+		return nil, err
+	}
+	m.metrics.cache.WithLabelValues("upstream", "hit").Inc()
+	return m.opened(t, v.(*File), "upstream")
+}
+
+func resultOf(err error) string {
+	if errors.Is(err, fs.ErrNotExist) {
+		return "miss"
+	}
+	return "error"
+}
+
+// opened gives a template a reader.
+func (m *Mirror) opened(t Target, f *File, tier string) (*File, error) {
+	if f.Body != nil {
+		return open(f, tier), nil
+	}
+	z, err := m.storeOf(t.Path).Open(t.upstreamPath())
+	if err != nil {
+		m.hot.remove(t)
+		return nil, fmt.Errorf("opening %s: %w", t, err)
+	}
+	if t.Kind == Zip {
+		return zipFile(f, z, tier), nil
+	}
+	return nil, errors.Join(fmt.Errorf("opening %s: no body", t), z.Close())
+}
+
+// mayAsk tells whether a cold file may be asked for.
+func (m *Mirror) mayAsk(ctx context.Context, t Target) error {
+	if isCachedOnly(ctx) || m.up.Island() || m.underCodeHost(t.Path) {
+		return notThere(t)
+	}
+	if a := m.answers.get(t); a != nil && a.missing && m.age(a) < ttlMissing {
+		return notThere(t)
+	}
+	if (t.Kind == Mod || t.Kind == Zip) && m.incidents.has(t.module()) {
+		return &IncidentError{Kind: "sumdb", Module: t.module(), File: t.Kind.String(), Want: "the incident to be closed", Got: "an earlier mismatch"}
+	}
+	return nil
+}
+
+// stored makes a template of a stored file; fs.ErrNotExist if there is none.
+func (m *Mirror) stored(t Target) (*File, error) {
+	s, name := m.storeOf(t.Path), t.upstreamPath()
+	info, err := s.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{Size: info.Size(), ModTime: info.ModTime(), ContentType: contentTypes[t.Kind], Version: t.Version}
+	f.Facts = m.Facts(m.ctx, t.Path, t.Version)
+	if t.Kind == Zip {
+		return f, m.zipHashes(f, name)
+	}
+	if f.Body, err = s.Read(name, maxMod); err != nil {
+		return nil, err
+	}
+	return f, finish(f, t.Kind)
+}
+
+// finish fills what the bytes of a small file tell.
+func finish(f *File, k Kind) error {
+	sum := sha256.Sum256(f.Body)
+	hexSum := hex.EncodeToString(sum[:])
+	f.ETag, f.Hash, f.Size = `"`+hexSum+`"`, "sha256:"+hexSum, int64(len(f.Body))
+	if k != Mod {
+		return nil
+	}
+	var err error
+	f.Hash, err = hashMod(f.Body)
+	return err
+}
+
+// zipHashes reads what is kept beside a zip, or, for an imported store that
+// lacks it, computes it once.
+func (m *Mirror) zipHashes(f *File, name string) error {
+	base := strings.TrimSuffix(name, ".zip")
+	sum, err := m.public.Read(name+".sha256", 1024)
+	if errors.Is(err, fs.ErrNotExist) {
+		var s string
+		if s, err = m.public.Sum(name); err == nil {
+			sum = []byte(s)
+			err = m.public.Replace(name+".sha256", sum)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("reading hashes of %s: %w", name, err)
+	}
+	h1, err := m.public.Read(base+".ziphash", 1024)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading hashes of %s: %w", name, err)
+	}
+	f.ETag, f.Hash = `"`+string(bytes.TrimSpace(sum))+`"`, string(bytes.TrimSpace(h1))
+	return nil
+}
+
+func hashMod(b []byte) (string, error) {
+	return dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(b)), nil
+	})
+}
+
+var contentTypes = map[Kind]string{
+	List: textPlain, Latest: "application/json", Query: "application/json", Info: "application/json",
+	Mod: textPlain, Zip: "application/zip",
+}
+
+const textPlain = "text/plain; charset=utf-8"
+
+// published names of a version's files share its module.
+func fileTarget(v module.Version, k Kind) Target {
+	return Target{Path: v.Path, Version: v.Version, Kind: k}
+}
+
+// age is how old an answer is; one from the future is as good as none.
+func (m *Mirror) age(a *answer) time.Duration {
+	if d := m.now().Sub(a.at); d >= 0 {
+		return d
+	}
+	return 1<<63 - 1
+}

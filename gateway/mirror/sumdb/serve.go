@@ -1,0 +1,266 @@
+package sumdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// headAge is how long a tree head is served before the database is asked for a newer one.
+const headAge = 60 * time.Second
+
+// Lookup gives the record of a version as /lookup/ answers it: proved, and
+// kept for ever. With cachedOnly a record that is not kept is fs.ErrNotExist.
+func (d *Database) Lookup(ctx context.Context, m module.Version, cachedOnly bool) ([]byte, error) {
+	p, err := module.EscapePath(m.Path)
+	if err != nil {
+		return nil, err
+	}
+	v, err := module.EscapeVersion(m.Version)
+	if err != nil {
+		return nil, err
+	}
+	b, err := d.store.Read(d.file("lookup/"+p+"@"+v), maxLookup)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) || cachedOnly {
+		return b, err
+	}
+	f, err := d.flight(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := sumdb.NewClient(f).Lookup(m.Path, m.Version); err != nil {
+		return nil, f.explain(m, err)
+	}
+	if f.lookup == nil { // another flight kept it between our two looks
+		return d.store.Read(d.file("lookup/"+p+"@"+v), maxLookup)
+	}
+	return f.lookup, nil
+}
+
+// Latest gives the newest signed head, at most a minute old while the database
+// answers, and the newest one seen when it does not.
+func (d *Database) Latest(ctx context.Context, cachedOnly bool) ([]byte, error) {
+	d.mu.Lock()
+	head, fresh := d.head, time.Since(d.asked) < headAge
+	d.mu.Unlock()
+	if head != nil && (fresh || cachedOnly) {
+		return head, nil
+	}
+	if cachedOnly {
+		return nil, fmt.Errorf("head of %s: %w", d.name, fs.ErrNotExist)
+	}
+	if err := d.Err(); err != nil {
+		return nil, err
+	}
+	msg, err := d.fetch(ctx, "/latest", maxLookup)
+	if err == nil {
+		err = d.merge(ctx, msg)
+	}
+	if errors.Is(err, ErrSecurity) || err != nil && head == nil {
+		return nil, fmt.Errorf("asking %s for its head: %w", d.name, hide(err))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.asked = time.Now()
+	}
+	return d.head, nil
+}
+
+// hide makes a database without an answer ErrUnreachable rather than not found.
+func hide(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrUnreachable, trouble{err})
+	}
+	return err
+}
+
+// merge takes a head over if it is newer than ours and continues it; one that
+// contradicts ours is the database's end.
+func (d *Database) merge(ctx context.Context, msg []byte) error {
+	tree, err := d.open(msg)
+	if err != nil {
+		return fmt.Errorf("%w: head: %w", ErrInvalid, err)
+	}
+	for {
+		d.mu.Lock()
+		head, mine := d.head, d.tree
+		d.mu.Unlock()
+		older, newer := mine, tree
+		if tree.N < mine.N {
+			older, newer = tree, mine
+		}
+		if older.N > 0 {
+			h, err := tlog.TreeHash(older.N, tlog.TileHashReader(newer, &tiles{d: d, ctx: ctx}))
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrInvalid, err)
+			}
+			if h != older.Hash {
+				d.stop(fmt.Sprintf("two histories: a tree of %d records and one of %d contradict each other\n%s\n%s", mine.N, tree.N, head, msg))
+				return d.Err()
+			}
+		}
+		if newer == mine {
+			return nil
+		}
+		if err := d.swap(head, msg); !errors.Is(err, sumdb.ErrWriteConflict) {
+			return err
+		}
+	}
+}
+
+// Tile gives a tile of hashes, or of records where t.L is -1, proved against
+// the newest head. One beyond that head is fs.ErrNotExist.
+func (d *Database) Tile(ctx context.Context, t tlog.Tile, cachedOnly bool) ([]byte, error) {
+	if b, err := d.stored(t); err == nil || cachedOnly {
+		return b, err
+	}
+	if err := d.Err(); err != nil {
+		return nil, err
+	}
+	level, width := max(t.L, 0), int64(1)<<t.H
+	need := (t.N*width + int64(t.W)) << (t.H * level)
+	tree, err := d.grown(ctx, need)
+	if err != nil {
+		return nil, err
+	}
+	tr := &tiles{d: d, ctx: ctx}
+	indexes := []int64{tlog.StoredHashIndex(t.H*level, t.N*width+int64(t.W)-1)}
+	if t.L < 0 {
+		indexes = indexes[:0]
+		for i := range int64(t.W) {
+			indexes = append(indexes, tlog.StoredHashIndex(0, t.N*width+i))
+		}
+	}
+	hashes, err := tlog.TileHashReader(tree, tr).ReadHashes(indexes)
+	if err != nil {
+		return nil, hide(fmt.Errorf("reading tile %s of %s: %w", t.Path(), d.name, err))
+	}
+	if t.L < 0 {
+		return d.data(ctx, t, hashes)
+	}
+	for _, got := range tr.read {
+		if got.tile.L == t.L && got.tile.N == t.N && got.tile.W >= t.W {
+			return got.data[:t.W*tlog.HashSize], nil
+		}
+	}
+	return nil, fmt.Errorf("reading tile %s of %s: %w", t.Path(), d.name, ErrInvalid)
+}
+
+// stored reads a kept tile, or cuts it from the full one.
+func (d *Database) stored(t tlog.Tile) ([]byte, error) {
+	b, err := d.store.Read(d.file(t.Path()), maxData)
+	if err == nil || t.L < 0 || t.W == 1<<t.H {
+		return b, err
+	}
+	w := t.W
+	t.W = 1 << t.H
+	if b, err = d.store.Read(d.file(t.Path()), maxTile); err == nil && len(b) == maxTile {
+		b = b[:w*tlog.HashSize]
+	}
+	return b, err
+}
+
+// grown gives a tree of at least n records, asking for a newer head if need be.
+func (d *Database) grown(ctx context.Context, n int64) (tlog.Tree, error) {
+	d.mu.Lock()
+	tree := d.tree
+	d.mu.Unlock()
+	if tree.N >= n {
+		return tree, nil
+	}
+	msg, err := d.fetch(ctx, "/latest", maxLookup)
+	if err == nil {
+		err = d.merge(ctx, msg)
+	}
+	if err != nil {
+		return tlog.Tree{}, fmt.Errorf("asking %s for its head: %w", d.name, hide(err))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tree.N < n {
+		return tlog.Tree{}, fmt.Errorf("tree of %s has %d records: %w", d.name, d.tree.N, fs.ErrNotExist)
+	}
+	return d.tree, nil
+}
+
+// data fetches records and checks each against its hash.
+func (d *Database) data(ctx context.Context, t tlog.Tile, hashes []tlog.Hash) ([]byte, error) {
+	b, err := d.fetch(ctx, "/"+t.Path(), maxData)
+	if err != nil {
+		return nil, hide(fmt.Errorf("reading %s of %s: %w", t.Path(), d.name, err))
+	}
+	rest := b
+	for i, h := range hashes {
+		var id int64
+		var text []byte
+		if id, text, rest, err = tlog.ParseRecord(rest); err != nil || id != t.N<<t.H+int64(i) || tlog.RecordHash(text) != h {
+			return nil, fmt.Errorf("record %d of %s in %s: %w", i, t.Path(), d.name, ErrInvalid)
+		}
+	}
+	if len(rest) > 0 {
+		return nil, fmt.Errorf("%s of %s is too long: %w", t.Path(), d.name, ErrInvalid)
+	}
+	return b, d.store.Publish(d.file(t.Path()), b)
+}
+
+// tiles is the tlog.TileReader of one question.
+type tiles struct {
+	d    *Database
+	ctx  context.Context // the interface has no room for it
+	read []readTile
+}
+
+type readTile struct {
+	tile tlog.Tile
+	data []byte
+}
+
+func (r *tiles) Height() int { return 8 }
+
+func (r *tiles) ReadTiles(want []tlog.Tile) ([][]byte, error) {
+	var list [][]byte
+	for _, t := range want {
+		b, err := r.d.stored(t)
+		if err != nil {
+			b, err = r.remote(t)
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, b)
+		r.read = append(r.read, readTile{t, b})
+	}
+	return list, nil
+}
+
+// remote asks for a tile, or for the full one if the partial one is gone.
+func (r *tiles) remote(t tlog.Tile) ([]byte, error) {
+	b, err := r.d.fetch(r.ctx, "/"+t.Path(), maxTile)
+	if err == nil || t.W == 1<<t.H {
+		return b, err
+	}
+	full := t
+	full.W = 1 << t.H
+	b, ferr := r.d.fetch(r.ctx, "/"+full.Path(), maxTile)
+	if ferr != nil || len(b) < t.W*tlog.HashSize {
+		return nil, err
+	}
+	return b[:t.W*tlog.HashSize], nil
+}
+
+// SaveTiles is called with tiles that the tree vouches for.
+func (r *tiles) SaveTiles(list []tlog.Tile, data [][]byte) {
+	for i, t := range list {
+		if _, err := r.d.stored(t); err != nil {
+			// What is not kept is asked for again.
+			_ = r.d.store.Publish(r.d.file(t.Path()), data[i])
+		}
+	}
+}

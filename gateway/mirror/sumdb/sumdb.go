@@ -1,0 +1,198 @@
+// Package sumdb holds one public checksum database: it proves go.sum lines
+// against the signed tree, keeps what it proved, and serves it on. It knows
+// neither modules' bytes nor where the database is: its caller brings a
+// fetcher and a store. Its one invariant: nothing is kept or returned that the
+// newest tree head seen, under the compiled-in key, does not vouch for.
+package sumdb
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// keys are the verifier keys of databases that a bare name may mean. The one
+// here is the one that the go command has compiled in.
+var keys = map[string]string{
+	"sum.golang.org": "sum.golang.org+033de0ae+Ac4zctda0e5eza+HJyk9SxEdh+s3Ux18htTTAD8OuAn8",
+}
+
+var (
+	// ErrNotListed means that the database has no record of the version. It matches fs.ErrNotExist.
+	ErrNotListed = fmt.Errorf("not listed in the checksum database: %w", fs.ErrNotExist)
+	// ErrSecurity means that the database contradicted itself; it is not used
+	// again until an operator removes the file "security-error" beside its head.
+	ErrSecurity = errors.New("checksum database misbehaves")
+	// ErrInvalid means that an answer did not hold against the signed tree.
+	ErrInvalid = errors.New("checksum database's answer does not verify")
+	// ErrUnreachable wraps why the database did not answer.
+	ErrUnreachable = errors.New("checksum database out of reach")
+)
+
+// Limits of bodies, in bytes.
+const (
+	maxLookup = 1 << 20
+	maxTile   = 8 << 10
+	maxData   = 16 << 20
+)
+
+// Store keeps files under names with slashes; store.Store is one.
+type Store interface {
+	Read(name string, maxBytes int64) ([]byte, error)
+	Publish(name string, b []byte) error
+	Replace(name string, b []byte) error
+}
+
+// Fetch gets "/lookup/…", "/tile/…" or "/latest" of the database; a 404 must
+// match fs.ErrNotExist.
+type Fetch func(ctx context.Context, path string, maxBytes int64) ([]byte, error)
+
+// Options configures a Database.
+type Options struct {
+	// Key is NAME+HASH+KEY as GOSUMDB takes it, or the bare name of a database whose key is compiled in.
+	Key string
+	// Fetch asks the database.
+	Fetch Fetch
+	// Store keeps lookups, tiles and heads below "sumdb/NAME/".
+	Store Store
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+// Database is one checksum database. It is safe for many callers.
+type Database struct {
+	name     string
+	vkey     string
+	verifier note.Verifier
+	fetch    Fetch
+	store    Store
+	log      *slog.Logger
+
+	mu       sync.Mutex // guards all below
+	head     []byte     // newest signed note
+	tree     tlog.Tree  // what it says
+	asked    time.Time  // when Latest last asked
+	security error
+}
+
+// CheckKey tells whether Options.Key would be taken, and the database's name.
+func CheckKey(key string) (string, error) {
+	v, _, err := parseKey(key)
+	if err != nil {
+		return "", err
+	}
+	return v.Name(), nil
+}
+
+func parseKey(key string) (note.Verifier, string, error) {
+	if !strings.Contains(key, "+") {
+		if keys[key] == "" {
+			return nil, "", fmt.Errorf("the key of checksum database %q is not compiled in; want NAME+HASH+KEY", key)
+		}
+		key = keys[key]
+	}
+	v, err := note.NewVerifier(key)
+	if err != nil {
+		return nil, "", fmt.Errorf("reading a checksum database key: %w; want NAME+HASH+KEY", err)
+	}
+	if !fs.ValidPath(v.Name()) || strings.ContainsAny(v.Name(), "%?#!\\") {
+		return nil, "", fmt.Errorf("checksum database name %q is no path", v.Name())
+	}
+	return v, key, nil
+}
+
+// Open makes a Database and reads the newest head that the store has. It asks nobody.
+func Open(o Options) (*Database, error) {
+	v, vkey, err := parseKey(o.Key)
+	if err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	d := &Database{name: v.Name(), vkey: vkey, verifier: v, fetch: o.Fetch, store: o.Store, log: o.Logger}
+	if b, err := o.Store.Read(d.file("security-error"), maxLookup); err == nil {
+		d.security = fmt.Errorf("%w: %s", ErrSecurity, bytes.TrimSpace(b))
+	}
+	head, err := o.Store.Read(d.file("latest"), maxLookup)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d, nil
+	}
+	if err == nil {
+		d.tree, err = d.open(head)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the head of %s: %w", d.name, err)
+	}
+	d.head = head
+	return d, nil
+}
+
+// Name is the name of the database.
+func (d *Database) Name() string { return d.name }
+
+// Err is why the database is not used any more, or nil.
+func (d *Database) Err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.security
+}
+
+func (d *Database) file(name string) string { return path.Join("sumdb", d.name, name) }
+
+// open verifies a signed head.
+func (d *Database) open(head []byte) (tlog.Tree, error) {
+	n, err := note.Open(head, note.VerifierList(d.verifier))
+	if err != nil {
+		return tlog.Tree{}, err
+	}
+	return tlog.ParseTree([]byte(n.Text))
+}
+
+// Sums gives the two hashes that the database vouches for: of the zip and of
+// the go.mod file ("h1:…"). The error is ErrNotListed, ErrSecurity,
+// ErrInvalid or ErrUnreachable, with what lies below it.
+func (d *Database) Sums(ctx context.Context, m module.Version) (zip, mod string, err error) {
+	f, err := d.flight(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	// Client keeps results and errors for its life, so it lives for one question.
+	c := sumdb.NewClient(f)
+	lines, err := c.Lookup(m.Path, m.Version)
+	if err != nil {
+		return "", "", f.explain(m, err)
+	}
+	zip = hashIn(lines, m.Path+" "+m.Version+" ")
+	// The same record: from the client's memory, not asked again.
+	if lines, err = c.Lookup(m.Path, m.Version+"/go.mod"); err != nil {
+		return "", "", f.explain(m, err)
+	}
+	mod = hashIn(lines, m.Path+" "+m.Version+"/go.mod ")
+	if zip == "" || mod == "" {
+		// No line is no proof: an empty answer must never pass for a match.
+		return "", "", fmt.Errorf("%s in %s: the record lacks a line: %w", m, d.name, ErrNotListed)
+	}
+	return zip, mod, nil
+}
+
+func hashIn(lines []string, prefix string) string {
+	for _, l := range lines {
+		if h, ok := strings.CutPrefix(l, prefix); ok && strings.HasPrefix(h, "h1:") {
+			return h
+		}
+	}
+	return ""
+}

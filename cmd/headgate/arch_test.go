@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const root = "github.com/headgate/headgate/"
+
+// imports is the whole import table of the shipped code: a package imports its own children; gateway also imports
+// identity, policy and audit; cmd wires. A new edge is a change here and in README.md.
+var imports = map[string][]string{
+	"audit":                       {},
+	"identity":                    {},
+	"identity/identitytest":       {},
+	"policies":                    {},
+	"policy":                      {},
+	"gateway":                     {"audit", "gateway/mirror", "identity", "policy"},
+	"gateway/mirror":              {"gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream"},
+	"gateway/mirror/mirrortest":   {},
+	"gateway/mirror/store":        {},
+	"gateway/mirror/store/storetest": {},
+	"gateway/mirror/sumdb":        {},
+	"gateway/mirror/upstream":     {},
+	"cmd/headgate":                {"audit", "gateway", "gateway/mirror", "identity", "policies", "policy"},
+	"cmd/headgate-demo":           {"identity/identitytest"},
+	"deploy":                      {},
+}
+
+// soleUsers names the folders that alone may import a library.
+var soleUsers = map[string][]string{
+	"github.com/open-policy-agent/opa":   {"policy", "policies"},
+	"github.com/golang-jwt/jwt":          {"identity"},
+	"github.com/coreos/go-oidc":          {"identity"},
+	"github.com/zitadel/oidc":            {"identity/identitytest"},
+	"github.com/pressly/goose":           {"identity", "gateway/mirror"},
+	"github.com/spf13/cobra":             {"cmd/headgate"},
+	"github.com/failsafe-go/failsafe-go": {"gateway/mirror/upstream"},
+	"modernc.org/sqlite":                 {"cmd/headgate"},
+}
+
+func TestImportTable(t *testing.T) {
+	got := map[string][]string{}
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, root)
+		got[name] = []string{}
+		for _, imported := range p.Imports {
+			if inner, ok := strings.CutPrefix(imported, root); ok {
+				got[name] = append(got[name], inner)
+			}
+			for library, users := range soleUsers {
+				if (imported == library || strings.HasPrefix(imported, library+"/")) && !slices.Contains(users, name) {
+					t.Errorf("%s imports %s; only %s may", name, imported, strings.Join(users, ", "))
+				}
+			}
+		}
+		slices.Sort(got[name])
+	}
+	if diff := cmp.Diff(imports, got); diff != "" {
+		t.Errorf("imports differ from the table (-table +code):\n%s", diff)
+	}
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func listPackages(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", root+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatalf("reading go list: %v", err)
+		}
+		all = append(all, p)
+	}
+}

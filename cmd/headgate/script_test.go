@@ -1,0 +1,400 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/headgate/headgate/gateway/mirror/mirrortest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"headgate": main})
+}
+
+// TestScripts runs testdata/script/*.txtar: our binary and the real go command, over TLS, against an upstream made of
+// testdata/mod/*.txtar with a checksum database of its own. A child that dials beyond loopback ends in a trap.
+func TestScripts(t *testing.T) {
+	archives := readArchives(t)
+	real := machineGOPROXY(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			return newScript(env, archives, real)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"config": cmdConfig, "serve": cmdServe, "stop": cmdStop, "login": cmdLogin, "http": cmdHTTP,
+			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "revoke": cmdRevoke,
+		},
+	})
+}
+
+func readArchives(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob("testdata/mod/*.txtar")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("testdata/mod has no modules: %v", err)
+	}
+	var archives []string
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		archives = append(archives, string(text))
+	}
+	return archives
+}
+
+// machineGOPROXY is the upstream of this machine; one script asks it for real.
+func machineGOPROXY(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOPROXY").Output()
+	if err != nil {
+		t.Fatalf("go env GOPROXY: %v", err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// A script is what one txtar file works with.
+type script struct {
+	upstream *mirrortest.Server
+	trap     *httptest.Server
+
+	mu      sync.Mutex // guards trapped
+	trapped []string
+
+	gateway *exec.Cmd
+	output  *bytes.Buffer
+	done    chan error
+}
+
+type scriptKey struct{}
+
+func of(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*script) }
+
+func newScript(env *testscript.Env, archives []string, real string) error {
+	s := &script{}
+	up, err := mirrortest.New("", archives...)
+	if err != nil {
+		return err
+	}
+	s.upstream = up
+	server := httptest.NewServer(up)
+	s.trap = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.trapped = append(s.trapped, r.Method+" "+r.Host)
+		http.Error(w, "trap", http.StatusForbidden)
+	}))
+	env.Values[scriptKey{}] = s
+	env.Defer(func() {
+		s.end(syscall.SIGKILL)
+		up.Clear()
+		server.CloseClientConnections()
+		server.Close()
+		s.trap.Close()
+		up.Close()
+	})
+	port, ops := freePort(), freePort()
+	home := filepath.Join(env.WorkDir, "home")
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return err
+	}
+	for key, value := range map[string]string{
+		"HOME": home, "UPSTREAM": server.URL, "SUMDB_KEY": up.Key(), "PORT": port, "OPS": ops,
+		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": real,
+		"GOENV": "off", "GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOSUMDB": up.Key(), "GOPRIVATE": "", "GONOSUMDB": "", "GONOPROXY": "",
+		"GOPATH": filepath.Join(home, "go"), "GOMODCACHE": filepath.Join(home, "cache0"), "GOCACHE": filepath.Join(os.TempDir(), "headgate-test-gocache"),
+		"SSL_CERT_FILE": filepath.Join(env.WorkDir, "state/ca/ca.pem"), "HEADGATE_CONFIG": filepath.Join(env.WorkDir, "headgate.yaml"),
+		"HTTPS_PROXY": s.trap.URL, "HTTP_PROXY": s.trap.URL, "NO_PROXY": "", "GIT_TERMINAL_PROMPT": "0",
+	} {
+		env.Setenv(key, value)
+	}
+	return os.WriteFile(filepath.Join(env.WorkDir, "headgate.yaml"), []byte(os.Expand(baseConfig, env.Getenv)), 0o600)
+}
+
+const baseConfig = `state: $WORK/state
+gateway: {listen: "127.0.0.1:$PORT", operations: "127.0.0.1:$OPS"}
+mirror: {upstreams: [$UPSTREAM], sumdb: [$SUMDB_KEY]}
+`
+
+func freePort() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err) // a machine without loopback runs none of this
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// config [-bare] FILE... writes headgate.yaml: the base and the files, with $VARIABLES filled in.
+func cmdConfig(ts *testscript.TestScript, neg bool, args []string) {
+	text := baseConfig
+	if len(args) > 0 && args[0] == "-bare" {
+		text, args = "", args[1:]
+	}
+	for _, name := range args {
+		text += ts.ReadFile(name) + "\n"
+	}
+	ts.Check(os.WriteFile(ts.Getenv("HEADGATE_CONFIG"), []byte(os.Expand(text, ts.Getenv)), 0o600))
+}
+
+// serve [FLAG...] starts the gateway and waits until it is ready; with ! it must end with an error.
+func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	s.gateway = exec.Command("headgate", append([]string{"serve"}, args...)...)
+	bin, err := exec.LookPath("headgate")
+	ts.Check(err)
+	s.gateway.Path = bin
+	s.gateway.Dir = ts.Getenv("WORK")
+	s.gateway.Env = scriptEnv(ts)
+	s.output = &bytes.Buffer{}
+	s.gateway.Stdout, s.gateway.Stderr = s.output, s.output
+	ts.Check(s.gateway.Start())
+	s.done = make(chan error, 1)
+	go func(c *exec.Cmd, done chan error) { done <- c.Wait() }(s.gateway, s.done)
+	if neg {
+		s.expectRefusal(ts)
+		return
+	}
+	for range 400 {
+		resp, err := http.Get("http://127.0.0.1:" + ts.Getenv("OPS") + "/readyz")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		select {
+		case err := <-s.done:
+			out := s.output.String()
+			s.gateway = nil
+			ts.Fatalf("serve ended: %v\n%s", err, out)
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+	ts.Fatalf("the gateway is not ready after 10 s:\n%s", s.output)
+}
+
+// expectRefusal writes what a gateway says that does not start to serve.log, with its exit code in the last line.
+func (s *script) expectRefusal(ts *testscript.TestScript) {
+	select {
+	case <-s.done:
+	case <-time.After(20 * time.Second):
+		s.gateway.Process.Kill()
+		<-s.done
+		ts.Fatalf("serve goes on, want an error:\n%s", s.output)
+	}
+	fmt.Fprintf(s.output, "exit %d\n", s.gateway.ProcessState.ExitCode())
+	s.gateway = nil
+	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("WORK"), "serve.log"), s.output.Bytes(), 0o600))
+}
+
+// scriptEnv are the script's variables for a child that the harness starts.
+func scriptEnv(ts *testscript.TestScript) []string {
+	var env []string
+	for _, key := range []string{
+		"HOME", "PATH", "TMPDIR", "GOENV", "GOPROXY", "GOFLAGS", "GOTOOLCHAIN", "GOSUMDB", "GOPATH", "GOMODCACHE", "GOCACHE",
+		"HEADGATE_CONFIG", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
+	} {
+		env = append(env, key+"="+ts.Getenv(key))
+	}
+	return env
+}
+
+// stop [-kill] [FILE] ends the gateway, in order unless -kill, and writes what it printed to FILE.
+func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	if s.gateway == nil {
+		ts.Fatalf("no gateway runs")
+	}
+	signal := syscall.SIGTERM
+	if len(args) > 0 && args[0] == "-kill" {
+		signal, args = syscall.SIGKILL, args[1:]
+	}
+	code := s.end(signal)
+	if signal == syscall.SIGTERM && code != 0 && !neg {
+		ts.Fatalf("the gateway ended with %d after SIGTERM:\n%s", code, s.output)
+	}
+	if len(args) > 0 {
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]), s.output.Bytes(), 0o600))
+	}
+}
+
+func (s *script) end(signal os.Signal) int {
+	if s.gateway == nil {
+		return 0
+	}
+	s.gateway.Process.Signal(signal)
+	<-s.done
+	code := s.gateway.ProcessState.ExitCode()
+	s.gateway = nil
+	return code
+}
+
+// login NAME [FLAG...] makes a token for NAME, writes it to NAME.token, and makes NAME the one in .netrc.
+func cmdLogin(ts *testscript.TestScript, neg bool, args []string) {
+	flags := append([]string{"token", "create", "--quiet", "--for", args[0], "--modules", "*"}, args[1:]...)
+	ts.Check(ts.Exec("headgate", flags...))
+	token := strings.TrimSpace(ts.ReadFile("stdout"))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".token"), []byte(token), 0o600))
+	line := fmt.Sprintf("machine localhost:%s login headgate password %s\n", ts.Getenv("PORT"), token)
+	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("HOME"), ".netrc"), []byte(line), 0o600))
+}
+
+// http STATUS [METHOD ]PATH [TOKENFILE] [Header: value] asks the gateway as raw as it is written, and leaves the answer
+// in the files headers and body.
+func cmdHTTP(ts *testscript.TestScript, neg bool, args []string) {
+	status, body := ask(ts, args[1:])
+	if strconv.Itoa(status) != args[0] {
+		ts.Fatalf("%s: status %d, want %s\n%s", args[1], status, args[0], body)
+	}
+}
+
+// poll is http that asks again, for at most 15 s, until the status is the wanted one.
+func cmdPoll(ts *testscript.TestScript, neg bool, args []string) {
+	until(ts, func() error {
+		if status, body := ask(ts, args[1:]); strconv.Itoa(status) != args[0] {
+			return fmt.Errorf("%s: status %d, want %s\n%s", args[1], status, args[0], body)
+		}
+		return nil
+	})
+}
+
+// waitlog TEXT waits until the audit log has a record whose line holds TEXT.
+func cmdWaitLog(ts *testscript.TestScript, neg bool, args []string) {
+	until(ts, func() error {
+		ts.Check(ts.Exec("headgate", "audit", "tail", "-n", "0"))
+		if !strings.Contains(ts.ReadFile("stdout"), args[0]) {
+			return fmt.Errorf("the audit log has no %q:\n%s", args[0], ts.ReadFile("stdout"))
+		}
+		return nil
+	})
+}
+
+func until(ts *testscript.TestScript, try func() error) {
+	var err error
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); <-time.After(50 * time.Millisecond) {
+		if err = try(); err == nil {
+			return
+		}
+	}
+	ts.Fatalf("after 15 s: %v", err)
+}
+
+// revoke TOKENFILE ends a token by the id that stands in it.
+func cmdRevoke(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec("headgate", "token", "revoke", strings.Split(ts.ReadFile(args[0]), "_")[2]))
+}
+
+func ask(ts *testscript.TestScript, args []string) (status int, text string) {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(ts.ReadFile(ts.Getenv("SSL_CERT_FILE"))))
+	conn, err := tls.Dial("tcp", "127.0.0.1:"+ts.Getenv("PORT"), &tls.Config{RootCAs: pool, ServerName: "localhost"})
+	ts.Check(err)
+	defer conn.Close()
+	method, path := "GET", args[0]
+	if m, rest, ok := strings.Cut(path, " "); ok {
+		method, path = m, rest
+	}
+	host, headers := "localhost:"+ts.Getenv("PORT"), ""
+	for _, arg := range args[1:] {
+		switch key, value, isHeader := strings.Cut(arg, ": "); {
+		case isHeader && key == "Host":
+			host = value
+		case isHeader:
+			headers += arg + "\r\n"
+		default:
+			headers += "Authorization: Bearer " + strings.TrimSpace(ts.ReadFile(arg)) + "\r\n"
+		}
+	}
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n%s\r\n", method, path, host, headers)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	var lines bytes.Buffer
+	ts.Check(resp.Header.Write(&lines))
+	ts.Check(os.WriteFile(ts.MkAbs("headers"), bytes.ReplaceAll(lines.Bytes(), []byte("\r"), nil), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs("body"), body, 0o600))
+	return resp.StatusCode, string(body)
+}
+
+// upstream count PATTERN N | forget | fault PATTERN KIND | clear | trapped N
+func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	switch args[0] {
+	case "count":
+		want, err := strconv.Atoi(args[2])
+		ts.Check(err)
+		if got := s.upstream.Count(args[1]); got != want {
+			ts.Fatalf("upstream saw %d requests for %s, want %d:\n%s", got, args[1], want, strings.Join(s.upstream.Requests(), "\n"))
+		}
+	case "forget":
+		s.upstream.Forget()
+	case "clear":
+		s.upstream.Clear()
+	case "fault":
+		fault, ok := map[string]mirrortest.Fault{
+			"500": {Status: 500}, "cut": {Cut: 10}, "hang": {Hang: true}, "flip": {Flip: true}, "403": {Status: 403},
+		}[args[2]]
+		if !ok {
+			ts.Fatalf("unknown fault %s", args[2])
+		}
+		s.upstream.Break(args[1], fault)
+	case "wrongsum":
+		s.upstream.WrongSum(args[1], args[2], false)
+	case "trapped":
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if got := strconv.Itoa(len(s.trapped)); got != args[1] {
+			ts.Fatalf("%s requests tried to leave the machine, want %s: %s", got, args[1], s.trapped)
+		}
+	default:
+		ts.Fatalf("unknown: upstream %s", args[0])
+	}
+}
+
+// freshcache gives the go command an empty module cache.
+func cmdFreshCache(ts *testscript.TestScript, neg bool, args []string) {
+	dir, err := os.MkdirTemp(ts.Getenv("HOME"), "cache")
+	ts.Check(err)
+	ts.Setenv("GOMODCACHE", dir)
+}
+
+// flip FILE TEXT changes one bit of the last byte of the last occurrence of TEXT in the file.
+func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
+	names, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		ts.Check(err)
+		if i := bytes.LastIndex(data, []byte(args[1])); i >= 0 {
+			data[i+len(args[1])-1] ^= 1
+			ts.Check(os.WriteFile(name, data, 0o600))
+			return
+		}
+	}
+	ts.Check(errors.New("no file " + args[0] + " holds " + args[1]))
+}

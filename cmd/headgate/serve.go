@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	_ "modernc.org/sqlite" // the driver of the default state database
+
+	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/gateway"
+	"github.com/headgate/headgate/gateway/mirror"
+	"github.com/headgate/headgate/identity"
+	"github.com/headgate/headgate/policies"
+	"github.com/headgate/headgate/policy"
+)
+
+// cluster names the log's origin together with the node; one machine is a fleet of one.
+const cluster = "headgate"
+
+func serveCommand(file *string) *cobra.Command {
+	var acceptDamage bool
+	var level slog.Level
+	cmd := &cobra.Command{
+		Use: "serve", Short: "run the gateway",
+		Long: `serve runs the gateway until SIGTERM, then drains. With no configuration it listens on https://localhost:8443, keeps
+its state in one folder, takes the machine's GOPROXY as upstream, and prints what clients need.`,
+		Example: "  headgate serve\n  headgate --config headgate.yaml serve --log-level warn",
+		Args:    arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(*file)
+			if err != nil {
+				return err
+			}
+			logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			return serve(cmd.Context(), c, logger, cmd.OutOrStdout(), acceptDamage)
+		},
+	}
+	cmd.Flags().BoolVar(&acceptDamage, "accept-damage", false, "start a new epoch of a damaged audit log; its first record names the gap")
+	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "least `LEVEL` of log lines: debug, info, warn, error")
+	return cmd
+}
+
+// serve runs the gateway of a configuration until ctx ends.
+func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer, acceptDamage bool) (err error) {
+	a, err := open(ctx, c, logger, acceptDamage)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.server.Listen(); err != nil {
+		return err
+	}
+	a.welcome(stdout)
+	return a.server.Serve(ctx)
+}
+
+// An app is the gateway with its leaves, opened in order and closed in the reverse of it.
+type app struct {
+	config  *config
+	audit   *audit.Log
+	policy  *policy.Engine
+	mirror  *mirror.Mirror
+	server  *gateway.Server
+	closers []func() error
+}
+
+// open builds the leaves and joins them. The audit log comes first, since its lock makes this process the only one on
+// the state folder.
+func open(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool) (_ *app, err error) {
+	a := &app{config: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	if err := os.MkdirAll(c.State, 0o700); err != nil {
+		return nil, fmt.Errorf("making the state folder: %w; set state: in the configuration to a folder of yours", err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildMetric())
+
+	if err := a.openAudit(logger, registry, acceptDamage); err != nil {
+		return nil, err
+	}
+	id, err := a.openIdentity(ctx, logger, registry)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.openPolicy(ctx, logger, registry); err != nil {
+		return nil, err
+	}
+	if err := a.openMirror(ctx, logger, registry); err != nil {
+		return nil, err
+	}
+	a.server = gateway.New(c.Gateway, gateway.Options{
+		Identity: id, Policy: a.policy, Mirror: a.mirror, Audit: a.audit, Logger: logger, Registry: registry, Version: thisBuild().Version,
+	})
+	return a, nil
+}
+
+func (a *app) openAudit(logger *slog.Logger, r prometheus.Registerer, acceptDamage bool) error {
+	node, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("finding this node's name: %w", err)
+	}
+	a.audit, err = audit.Open(a.config.Audit, audit.Options{
+		Cluster: cluster, Node: node, Logger: logger, Registerer: r, AcceptDamage: acceptDamage,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the audit log: %w", err)
+	}
+	a.closers = append(a.closers, a.audit.Close)
+	return nil
+}
+
+func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (*identity.Service, error) {
+	db, err := openDatabase(orElse(a.config.Identity.Database, filepath.Join(a.config.State, "headgate.db")))
+	if err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, db.Close)
+	id, err := identity.Open(ctx, a.config.Identity, identity.Options{
+		DB: db, Keys: filepath.Join(a.config.State, "keys"), Logger: logger, Registerer: r, Fingerprint: a.audit.Fingerprint,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening identity: %w", err)
+	}
+	a.closers = append(a.closers, id.Close)
+	return id, nil
+}
+
+// openDatabase opens the SQLite state database: one writer waits for another instead of failing, and a commit is durable.
+func openDatabase(file string) (*sql.DB, error) {
+	dsn := "file:" + (&url.URL{Path: file}).EscapedPath() +
+		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_txlock=immediate"
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("opening the state database %s: %w", file, err)
+	}
+	return db, nil
+}
+
+func (a *app) openPolicy(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {
+	a.policy, err = policy.Open(ctx, a.config.Policy, policy.Options{
+		Embedded: policies.FS, State: filepath.Join(a.config.State, "policy"), Logger: logger, Registerer: r,
+		OnChange: a.policyChanged,
+	})
+	if err != nil {
+		return fmt.Errorf("opening policy: %w", err)
+	}
+	a.closers = append(a.closers, a.policy.Close)
+	return nil
+}
+
+func (a *app) openMirror(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {
+	var machine string
+	if len(a.config.Mirror.Upstreams) == 0 {
+		if machine, err = machineProxy(ctx); err != nil {
+			return err
+		}
+	}
+	a.mirror, err = mirror.New(ctx, a.config.Mirror, mirror.Options{Upstreams: machine, Logger: logger, Registerer: r})
+	if err != nil {
+		return fmt.Errorf("opening the mirror: %w", err)
+	}
+	a.closers = append(a.closers, a.mirror.Close)
+	return a.notOurselves()
+}
+
+// notOurselves refuses an upstream that is this gateway: the machine's GOPROXY may name it already.
+func (a *app) notOurselves() error {
+	c := a.config.Gateway
+	own := []string{orElse(c.Listen, "127.0.0.1:8443")}
+	_, port, _ := net.SplitHostPort(own[0])
+	own = append(own, "localhost:"+port, "127.0.0.1:"+port)
+	if u, err := url.Parse(c.URL); err == nil && c.URL != "" {
+		own = append(own, u.Host, net.JoinHostPort(u.Hostname(), orElse(u.Port(), "443")))
+	}
+	for _, host := range a.mirror.UpstreamHosts() {
+		if slices.Contains(own, host) {
+			return fmt.Errorf("upstream %s is this gateway itself; name the real upstreams in mirror.upstreams", host)
+		}
+	}
+	return nil
+}
+
+// machineProxy is what `go env GOPROXY` names in an empty folder.
+func machineProxy(ctx context.Context) (string, error) {
+	const mend = "name the upstream GOPROXY servers in mirror.upstreams"
+	dir, err := os.MkdirTemp("", "headgate-")
+	if err != nil {
+		return "", fmt.Errorf("making an empty folder: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "env", "GOPROXY")
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("asking the go command for the default upstream: %w; %s", err, mend)
+	}
+	value := strings.TrimSpace(string(out))
+	if value == "" {
+		return "", fmt.Errorf("go env GOPROXY is empty; %s", mend)
+	}
+	return value, nil
+}
+
+func (a *app) close() error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i]())
+	}
+	a.closers = nil
+	return errors.Join(errs...)
+}
+
+func buildMetric() prometheus.Collector {
+	b := thisBuild()
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "headgate_build_info", Help: "What this binary is; always 1.",
+		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision, "go": b.Go},
+	})
+	g.Set(1)
+	return g
+}

@@ -1,0 +1,97 @@
+package gateway
+
+import (
+	"encoding/json"
+	"slices"
+
+	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/identity"
+	"github.com/headgate/headgate/policy"
+)
+
+// noteSubject writes who asked into the record: the issuer's opaque subject, no display name.
+func noteSubject(rec *audit.Record, p identity.Principal) {
+	kind := p.Subject.Type
+	if kind == "" {
+		kind = "anonymous"
+	}
+	rec.Subject = audit.Subject{ID: p.Subject.ID, Kind: kind, Issuer: p.Subject.Issuer}
+	noteCredential(rec, p.Credential)
+	rec.Device = audit.Device{ID: p.Device.ID, Tier: p.Device.Tier}
+	if p.Device.Proof != "none" {
+		rec.Device.Via = p.Device.Proof
+	}
+}
+
+func noteCredential(rec *audit.Record, c identity.Credential) {
+	rec.Credential = audit.Credential{Class: string(c.Class), ID: c.ID, FP: c.Fingerprint, Via: c.Via}
+}
+
+// noteDecision writes an answer of policy into the record. Release comes after access and is joined to it.
+func noteDecision(rec *audit.Record, d policy.Decision) {
+	r := &rec.Decision
+	r.Stage = d.Eval.Entry
+	r.Codes = d.Codes
+	r.Remedy = string(d.Remedy)
+	for _, w := range d.Waived {
+		r.Waived = append(r.Waived, w.Waiver)
+	}
+	for k, v := range d.Labels {
+		if r.Labels == nil {
+			r.Labels = map[string]string{}
+		}
+		r.Labels[k] = v
+	}
+	rec.Eval.Cached = d.Eval.Cached && (rec.Eval.Cached || len(rec.Eval.Entry) == 0)
+	rec.Eval.Entry = append(rec.Eval.Entry, d.Eval.Entry)
+	rec.Eval.NS += d.Eval.NS
+	rec.Eval.KeyHash = joinWords(rec.Eval.KeyHash, d.Eval.KeyHash)
+	rec.Input = joinInput(rec.Input, d.Eval.Entry, d.Projected)
+}
+
+// joinInput adds what an entry point read: {"access":{…},"release":{…}}. The answer is a function of it, so the
+// decision can be replayed from the record.
+func joinInput(before json.RawMessage, entry string, projected json.RawMessage) json.RawMessage {
+	if len(projected) == 0 {
+		return before
+	}
+	joined := make(json.RawMessage, 0, len(before)+len(projected)+16)
+	if len(before) > 2 {
+		joined = append(append(joined, before[:len(before)-1]...), ',')
+	} else {
+		joined = append(joined, '{')
+	}
+	joined = append(append(append(joined, '"'), entry...), '"', ':')
+	return append(append(joined, projected...), '}')
+}
+
+func joinWords(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + " " + b
+}
+
+// noteWithheld counts the versions that a filtered answer leaves out, and names why.
+func noteWithheld(rec *audit.Record, decisions []policy.Decision) {
+	if len(decisions) == 0 {
+		return
+	}
+	rec.Eval.Entry = append(rec.Eval.Entry, "release")
+	for _, d := range decisions {
+		rec.Eval.NS += d.Eval.NS
+		rec.Eval.Cached = rec.Eval.Cached && d.Eval.Cached
+		if d.Visible {
+			continue
+		}
+		if rec.Decision.Withheld == 0 {
+			rec.Input = joinInput(rec.Input, "release", d.Projected) // the first one stands for the others
+		}
+		rec.Decision.Withheld++
+		for _, code := range d.Codes {
+			if !slices.Contains(rec.Decision.Codes, code) {
+				rec.Decision.Codes = append(slices.Clip(rec.Decision.Codes), code)
+			}
+		}
+	}
+}

@@ -16,6 +16,7 @@ const (
 	noteTick        = 20 * time.Millisecond // of a record that nobody waits for
 	maxQueued       = 1 << 18               // records in memory, when the disk hangs
 	reserve         = 64 << 10              // at the end of each segment, for control records alone
+	maxYields       = 100_000               // while gathering, should the clock stand still
 	slowDisk        = 50 * time.Millisecond // a caller does not commit by itself when the last fdatasync took longer
 )
 
@@ -227,7 +228,7 @@ func (l *Log) writer() {
 // what a write costs: a fuller batch is worth that. It yields and never sleeps; a timer's grain is coarser than the wait.
 func (l *Log) gather(expected int) {
 	start := time.Now()
-	for {
+	for range maxYields {
 		l.mu.Lock()
 		most := l.lastSync / 4
 		enough := l.open.waiters >= expected || len(l.full) > 0

@@ -123,19 +123,21 @@ func (e *encoder) cleanPath(path string) (clean string, cut bool) {
 		}
 		path = strings.Join(elems, "/")
 	}
-	plain := path
-	if strings.Contains(path, "!") {
-		plain = unescapePath(path)
-	}
-	if redacted, n := e.secrets.redact([]byte(plain)); n > 0 {
-		e.redacted += n
-		path = string(redacted)
+	for i := range len(path) {
+		if path[i] == '!' || !plain[path[i]] {
+			redacted, n := e.secrets.redact(unescapePath(path))
+			if n > 0 {
+				e.redacted += n
+				path = string(redacted)
+			}
+			break
+		}
 	}
 	return path, cut
 }
 
 // unescapePath turns "!x" into "X", wherever it stands; the result is only searched for secrets.
-func unescapePath(s string) string {
+func unescapePath(s string) []byte {
 	b := make([]byte, 0, len(s))
 	for i := 0; i < len(s); i++ {
 		if s[i] == '!' && i+1 < len(s) && 'a' <= s[i+1] && s[i+1] <= 'z' {
@@ -145,7 +147,7 @@ func unescapePath(s string) string {
 		}
 		b = append(b, s[i])
 	}
-	return string(b)
+	return b
 }
 
 func (e *encoder) principal(r *Record) {

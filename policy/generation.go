@@ -69,6 +69,7 @@ func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, m
 	compiler := ast.NewCompiler().
 		WithCapabilities(capabilities()).
 		WithStrict(true).
+		WithEnablePrintStatements(true). // else print is dropped in silence, and with it what it was given
 		WithSchemas(schemas()).
 		WithUseTypeCheckAnnotations(true).
 		WithPathConflictsCheck(b.hasData)
@@ -129,7 +130,11 @@ func (g *Generation) Access(ctx context.Context, in *Input) (Decision, error) {
 // Release answers for each version whether it is fit, in the order of resources. Context.Profile and Context.Waivers
 // are those of the access decision. All versions together have 5 seconds; one failure fails all.
 func (g *Generation) Release(ctx context.Context, in *Input, resources []Resource) ([]Decision, error) {
-	if err := in.check(); err != nil {
+	err := in.check()
+	if err == nil && in.Context.Profile == "" {
+		err = fmt.Errorf("%w: input.context.profile is empty at release", ErrPolicy)
+	}
+	if err != nil {
 		_, err = g.release.note(Decision{}, err, time.Now())
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
@@ -189,6 +190,9 @@ func (d *document) invalid(e *jsonschema.ValidationError) {
 	at := ""
 	for _, part := range e.InstanceLocation {
 		at += "/" + part
+	}
+	if extra, ok := e.ErrorKind.(*kind.AdditionalProperties); ok && d.lines[at+"/"+extra.Properties[0]] != 0 {
+		at += "/" + extra.Properties[0]
 	}
 	where := strings.Join(e.InstanceLocation, ".")
 	if where != "" {

@@ -48,12 +48,16 @@ site contains finding if {
 	some finding in data.site.release.findings
 }
 
-# An input without a schema is of another version, too: with nothing in it nothing would be found against it.
+# An input without a schema is of another version, too: with nothing in it nothing would be found against it. No rule
+# applies to a profile that the bundle does not have, so such an input is refused as well.
 site contains rules.builtin("INPUT-SCHEMA", "none", "input document of another version", {}) if not known
 
 default known := false
 
-known if input.schema == 1
+known if {
+	input.schema == 1
+	input.context.profile in data.config.profiles
+}
 
 # A rule that is not in effect yet warns; any other denies, also when the day is not known.
 ripe contains f if {

@@ -86,6 +86,10 @@ test_hidden_is_allowed_and_not_visible if {
 
 test_other_schema if decide(mock.config, object.union(mock.release, {"schema": 2})).codes == ["INPUT-SCHEMA"]
 
+test_unknown_profile_is_denied if {
+	decide(mock.config, object.union(mock.release, {"context": {"profile": "lax"}})).effect == "deny"
+}
+
 test_empty_input_is_denied if decide(mock.config, {}).effect == "deny"
 
 test_site_adds_reasons if {

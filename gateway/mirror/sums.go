@@ -36,6 +36,10 @@ func (m *Mirror) openSumdb(ctx context.Context, t Target) (*File, error) {
 	if db == nil {
 		return nil, fmt.Errorf("%s: %w", t.Sumdb, ErrUnknownSumdb)
 	}
+	if f := m.hot.get(t); f != nil { // lookups and tiles never change
+		m.metrics.cache.WithLabelValues("memory", "hit").Inc()
+		return open(f, "memory"), nil
+	}
 	f := &File{ContentType: textPlain, Version: t.Version}
 	if t.Tail == "supported" {
 		f.Body = []byte{} // answered here, never asked
@@ -65,19 +69,19 @@ func (m *Mirror) openSumdb(ctx context.Context, t Target) (*File, error) {
 	if err := finish(f, Sumdb); err != nil {
 		return nil, err
 	}
+	if t.Tail != "latest" {
+		m.hot.put(t, f)
+	}
 	return open(f, tier), nil
 }
 
 func (m *Mirror) sumdbBody(ctx context.Context, db *sumdb.Database, t Target, only bool) ([]byte, string, error) {
 	b, err := readSumdb(ctx, db, t, true)
-	if err == nil && t.Tail != "latest" {
+	if err == nil && (only || t.Tail != "latest" || db.Fresh()) {
 		m.metrics.cache.WithLabelValues("disk", "hit").Inc()
 		return b, "disk", nil
 	}
 	if only {
-		if err == nil {
-			return b, "memory", nil
-		}
 		m.metrics.cache.WithLabelValues("disk", "miss").Inc()
 		return nil, "", notThere(t)
 	}

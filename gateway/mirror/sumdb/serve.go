@@ -43,6 +43,13 @@ func (d *Database) Lookup(ctx context.Context, m module.Version, cachedOnly bool
 	return f.lookup, nil
 }
 
+// Fresh tells whether Latest would answer without asking.
+func (d *Database) Fresh() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.head != nil && time.Since(d.asked) < headAge
+}
+
 // Latest gives the newest signed head, at most a minute old while the database
 // answers, and the newest one seen when it does not.
 func (d *Database) Latest(ctx context.Context, cachedOnly bool) ([]byte, error) {

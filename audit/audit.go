@@ -273,10 +273,10 @@ func (l *Log) Close() error {
 	close(l.stop)
 	close(l.wake)
 	l.workers.Wait()
-	if err == nil {
-		err = l.writeCheckpoint(time.Now())
-	} else {
+	if errors.Is(err, errPoisoned) {
 		err = unwritable(err)
+	} else { // also on a full disk, which is why there is ballast
+		err = l.writeCheckpoint(time.Now())
 	}
 	l.metrics.unregister(l.registerer)
 	return errors.Join(err, l.active.file.Close(), l.lock.Close())

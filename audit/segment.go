@@ -91,7 +91,7 @@ type scanner struct {
 	off  int64  // of have in the file
 }
 
-const scanWindow = 1 << 20
+const scanWindow = 256 << 10
 
 func newScanner(file io.ReaderAt, off int64) *scanner {
 	return &scanner{file: file, buf: make([]byte, scanWindow), off: off}

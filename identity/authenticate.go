@@ -90,8 +90,7 @@ func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *E
 		pepper = s.peppers.current
 	}
 	sum := pepper.digest(t)
-	match := subtle.ConstantTimeCompare(sum[:], e.row.digest[:])
-	if match != 1 {
+	if match := subtle.ConstantTimeCompare(sum[:], e.row.digest[:]); match != 1 || t.class != e.row.Class {
 		err := refuse(CredentialInvalid, "unknown id or wrong secret")
 		err.Credential = Credential{Class: t.class, ID: t.id.String(), Via: via}
 		return Principal{}, err
@@ -119,7 +118,7 @@ func (s *Service) mark(e *entry, secret []byte) string {
 	if f := e.fingerprint.Load(); f != nil {
 		return *f
 	}
-	f := s.fingerprint(secret)
+	f := s.fingerprint(bytes.Clone(secret)) // the clone keeps the secret of each request on its stack
 	e.fingerprint.Store(&f)
 	return f
 }

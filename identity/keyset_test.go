@@ -128,10 +128,7 @@ func TestCancelledRequestDoesNotPoison(t *testing.T) {
 		next := identitytest.NewKey("key-2")
 		iss.Publish(next.JWK())
 		iss.Use(next)
-		_, err = s.Authenticate(request("Bearer " + fresh(iss)).WithContext(ctx))
-		if err == nil {
-			t.Log("the rotation was faster than the cancelled request")
-		}
+		_, _ = s.Authenticate(request("Bearer " + fresh(iss)).WithContext(ctx)) // it wakes the fetch and does not wait for it
 		synctest.Wait()
 		if _, err := bearer(s, fresh(iss)); err != nil {
 			t.Errorf("T50 rotation after a cancelled request: %v", err)

@@ -35,7 +35,7 @@ type pepper struct {
 // A macer holds what one digest needs, so that making it allocates nothing.
 type macer struct {
 	mac  hash.Hash
-	text [sumAt]byte
+	text [idLen + secretLen]byte
 	sum  digest
 }
 
@@ -45,12 +45,14 @@ func newPepper(version int, key []byte) *pepper {
 	return p
 }
 
-// digest is the keyed digest of a token's text without its checksum. Class and
-// id are part of it, so a stored digest is of no use under another id.
+// digest is the keyed digest of a token's id and secret. The id is part of it, so
+// a stored digest is of no use under another one. Together they are 55 bytes,
+// which is all that one block of SHA-256 holds.
 func (p *pepper) digest(t tokenText) digest {
 	m := p.pool.Get().(*macer)
 	defer p.pool.Put(m)
-	copy(m.text[:], t.body)
+	copy(m.text[:], t.id[:])
+	copy(m.text[idLen:], t.secret[:])
 	m.mac.Reset()
 	m.mac.Write(m.text[:])
 	m.mac.Sum(m.sum[:0])

@@ -105,6 +105,7 @@ func ids(t *testing.T, dir string) map[string]int {
 }
 
 func TestKill(t *testing.T) {
+	t.Parallel()
 	t.Run("A1 kill -9 at a random instant", func(t *testing.T) {
 		dir, acked := t.TempDir(), []string(nil)
 		for range 12 {
@@ -174,6 +175,7 @@ func TestVerifyWhileWriting(t *testing.T) {
 }
 
 func TestTailFollows(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	l := openLog(t, dir)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -191,7 +193,7 @@ func TestTailFollows(t *testing.T) {
 	if seq := <-got; seq != 0 {
 		t.Errorf("first entry is %d, want 0", seq)
 	}
-	const records = 3000 // over several segments
+	const records = 1500 // over two segments
 	wg.Go(func() {
 		for i := range records {
 			if err := l.Append(context.Background(), decision(i)); err != nil {
@@ -210,6 +212,7 @@ func TestTailFollows(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	t.Run("A3 small tmpfs fills up and has room again", func(t *testing.T) {
 		dir := t.TempDir()
 		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=10m,mode=700"); err != nil {

@@ -69,8 +69,10 @@ func (e *encoder) head(r *Record, node string) {
 		node = r.Node
 	}
 	e.num("v", 1)
-	e.str("kind", string(r.Kind), tightItem)
-	e.str("event_id", r.EventID, tightItem)
+	e.key("kind")
+	e.quote(string(r.Kind), tightItem)
+	e.key("event_id")
+	e.quote(r.EventID, tightItem)
 	e.num("t", r.T)
 	e.num("mono_ms", r.MonoMS)
 	e.str("node", node, maxItem)
@@ -299,7 +301,7 @@ func (e *encoder) flag(name string, set bool) {
 }
 
 func (e *encoder) str(name, s string, most int) {
-	if s == "" && name != "kind" && name != "event_id" {
+	if s == "" {
 		return
 	}
 	e.key(name)

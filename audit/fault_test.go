@@ -137,6 +137,7 @@ func scripted(dir string, d disk) (acked []string, poisoned bool) {
 }
 
 func TestFaultyDisk(t *testing.T) {
+	t.Parallel()
 	t.Run("A2 EIO into each operation in turn", func(t *testing.T) {
 		for n := int64(1); ; n++ {
 			dir, count := t.TempDir(), atomic.Int64{}
@@ -154,8 +155,8 @@ func TestFaultyDisk(t *testing.T) {
 				t.Logf("%d operations", n-1)
 				break
 			}
-			if onLog && !poisoned && len(acked) == 12 {
-				t.Errorf("%s failed: all was acknowledged and the log not poisoned", what)
+			if onLog && !poisoned {
+				t.Errorf("%s failed and the log is not poisoned", what)
 			}
 			l, err := Open(smallConfig(dir), Options{Node: "n1"})
 			if err != nil {

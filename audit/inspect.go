@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -204,7 +205,7 @@ func (in *inspection) segmentEnd(ctx context.Context, f io.ReaderAt, off, next i
 	if err != nil {
 		return false, err
 	}
-	for i := 0; t.bytes > 0 && next < 0 && i < in.patience; i++ {
+	for i := 0; t.bytes > 0 && next < 0 && !in.covered() && i < in.patience; i++ {
 		if fr, err := newScanner(f, off).next(); err == nil && fr.seq == in.tree.size {
 			return false, nil
 		}
@@ -217,12 +218,13 @@ func (in *inspection) segmentEnd(ctx context.Context, f io.ReaderAt, off, next i
 	return true, in.judge(t, off, next)
 }
 
+// covered reports whether a signed checkpoint counts the record that should come next.
+func (in *inspection) covered() bool {
+	return slices.ContainsFunc(in.known, func(c checkpoint) bool { return c.size > in.tree.size })
+}
+
 func (in *inspection) judge(t tail, off, next int64) error {
-	covered := false
-	for _, c := range in.known {
-		covered = covered || c.size > in.tree.size
-	}
-	if t.bytes > 0 && (next >= 0 || t.later || covered) {
+	if t.bytes > 0 && (next >= 0 || t.later || in.covered()) {
 		if in.suspect != nil {
 			return in.suspect
 		}

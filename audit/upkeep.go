@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -188,6 +190,9 @@ func (k *keeper) once(now time.Time) {
 		} else {
 			err = errors.Join(err, cerr)
 		}
+	}
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) { // no better than if the writer had met it
+		_ = k.Log.failed(err) // its error is for callers of Append
 	}
 	k.report(err)
 }

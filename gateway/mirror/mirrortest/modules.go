@@ -149,11 +149,15 @@ func (e *entry) build(dir string) (string, error) {
 		if e.err == nil {
 			e.err = os.WriteFile(e.zip, data, 0o600)
 		}
+		if e.err == nil && e.Zip != nil {
+			// What is hostile is sent as it is, but not unpacked here.
+			if cf, err := modzip.CheckZip(e.Version, e.zip); err != nil || cf.Err() != nil {
+				e.h1 = "h1:hostile"
+				return
+			}
+		}
 		if e.err == nil {
 			e.h1, e.err = dirhash.HashZip(e.zip, dirhash.Hash1)
-		}
-		if e.Zip != nil && e.err != nil {
-			e.h1, e.err = "h1:hostile", nil
 		}
 	})
 	return e.zip, e.err

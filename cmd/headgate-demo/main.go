@@ -1,0 +1,117 @@
+// Command headgate-demo shows Headgate at work on one machine: it brings an OpenID provider, people and a policy
+// folder, starts the real headgate as a child process behind a relay that counts, and lets the real go command ask.
+// It is not shipped: the gateway's own binary holds no provider. Its one invariant: what it says was checked, and the
+// first claim that does not hold ends it with an error.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+const help = `headgate-demo tells how Headgate works, on real modules, on this machine alone.
+
+It builds headgate, starts an OpenID provider with three people, a relay in front of the machine's
+own GOPROXY that counts each request, and the gateway. Then the real go command downloads modules as
+each of the three, with the public checksum database on. Everything stands in one temporary folder
+and listens on loopback only. Needed: Go, and a GOPROXY that answers. Run it inside the clone.
+
+Usage:
+  headgate-demo [--keep]          tell the whole story, then remove everything
+  headgate-demo --stay [--keep]   start the same, print what to export, stay until interrupted
+  headgate-demo bench             print a table of speed beside a plain Go server
+
+Flags:
+  --keep    keep the temporary folder and say where it is
+  --stay    stay until interrupted
+
+Examples:
+  go run ./cmd/headgate-demo
+  go run ./cmd/headgate-demo --keep
+  go run ./cmd/headgate-demo --stay
+  go run ./cmd/headgate-demo bench
+
+Exit codes: 0 every claim held, 1 one did not or something failed, 2 wrong use.
+`
+
+// errUse is a mistake on the command line.
+var errUse = errors.New("wrong use; see headgate-demo --help")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout)
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "headgate-demo: "+strings.ReplaceAll(err.Error(), "\n", "\nheadgate-demo: "))
+	if errors.Is(err, errUse) {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+// run executes one command line. The verbs relay and floor are what the demonstration starts itself as.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "relay":
+			return runRelay(ctx, args[1:], stdin, stdout)
+		case "floor":
+			return runFloor(ctx, args[1:], stdin, stdout)
+		}
+	}
+	var keep, stay bool
+	flags := flag.NewFlagSet("headgate-demo", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.BoolVar(&keep, "keep", false, "")
+	flags.BoolVar(&stay, "stay", false, "")
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		_, err = io.WriteString(stdout, help)
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUse, err)
+	}
+	verb := strings.Join(flags.Args(), " ")
+	t := newTeller(stdout)
+	switch {
+	case verb == "bench" && !stay:
+		return inFolder(ctx, keep, t, bench)
+	case verb != "":
+		return fmt.Errorf("%w: there is no verb %q", errUse, verb)
+	case stay:
+		return inFolder(ctx, keep, t, remain)
+	}
+	return inFolder(ctx, keep, t, story)
+}
+
+// inFolder does something in a temporary folder that is removed afterwards.
+func inFolder(ctx context.Context, keep bool, t *teller, do func(context.Context, string, *teller) error) (err error) {
+	dir, err := os.MkdirTemp("", "headgate-demo-")
+	if err != nil {
+		return fmt.Errorf("making a temporary folder: %w", err)
+	}
+	defer func() {
+		if keep {
+			t.say("Everything is kept in %s", dir)
+			return
+		}
+		if rerr := os.RemoveAll(dir); err == nil && rerr != nil {
+			err = fmt.Errorf("removing the temporary folder: %w", rerr)
+		}
+	}()
+	err = do(ctx, dir, t)
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted; everything was stopped")
+	}
+	return err
+}

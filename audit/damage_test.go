@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -44,28 +45,17 @@ func saveLog(t testing.TB, perSegment ...int) *saved {
 			l.mu.Unlock()
 		}
 	}
+	for sealed := false; !sealed; runtime.Gosched() {
+		l.mu.Lock()
+		sealed = len(l.unseal) == 0
+		l.mu.Unlock()
+	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	ids := eventIDs(t, s.dir)
 	s.ids = make([]string, len(ids))
 	for id, seq := range ids {
-		s.ids[seq] = id
-	}
-	l, err = Open(smallConfig(s.dir), Options{Cluster: "test", Node: "n1"}) // what was not sealed yet is now
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := (&keeper{Log: l}).seal(); err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for id, seq := range eventIDs(t, s.dir) {
-		if int(seq) >= len(s.ids) {
-			s.ids = append(s.ids, make([]string, int(seq)-len(s.ids)+1)...)
-		}
 		s.ids[seq] = id
 	}
 	return s

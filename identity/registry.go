@@ -20,14 +20,15 @@ type registry struct {
 
 	mu     sync.RWMutex
 	byID   map[tokenID]*entry
-	owners map[subjectKey]*owner // of people; a job's attributes are its token's own
+	owners map[subjectKey]*owner // of an issuer's people; others' attributes are their token's own
 	stale  map[subjectKey]bool   // owners whose attributes are newer than the database's
 }
 
 type subjectKey struct{ issuer, id string }
 
-// An owner is a person as last asserted, shared by all of that person's tokens:
-// a group that is lost at the issuer is lost by tokens that are older.
+// An owner is a person as last asserted by an issuer, shared by all of that
+// person's tokens: a group that is lost at the issuer is lost by tokens that are
+// older. Jobs, and people whom an administrator named, have one owner per token.
 type owner struct {
 	subject atomic.Pointer[Subject]
 	asOf    int64 // guarded by registry.mu
@@ -85,11 +86,12 @@ func (r *registry) own(t row) *owner {
 	sub := t.Subject
 	sub.Method, sub.Assurance = MethodToken, 0
 	key := subjectKey{sub.Issuer, sub.ID}
+	shared := sub.Type == Person && sub.Issuer != ""
 	o := r.owners[key]
-	if o == nil || sub.Type != Person {
+	if o == nil || !shared {
 		o = &owner{asOf: t.asOf}
 		o.subject.Store(&sub)
-		if sub.Type == Person {
+		if shared {
 			r.owners[key] = o
 		}
 	} else if t.asOf > o.asOf {

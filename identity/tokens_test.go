@@ -466,6 +466,16 @@ func TestMintedByPerson(t *testing.T) {
 	})
 }
 
+func TestGroupsThatAnAdministratorGives(t *testing.T) {
+	s := start(t, identity.Config{})
+	for _, groups := range [][]string{{"eng"}, nil, {"payments"}} {
+		_, secret := mint(t, s, identity.TokenRequest{Class: identity.ClassPerson, Subject: alice(groups...), Scope: everything})
+		if p, err := bearer(s, secret); err != nil || cmp.Diff(groups, p.Subject.Groups) != "" {
+			t.Errorf("a token made with groups %v has %v, %v", groups, p.Subject.Groups, err)
+		}
+	}
+}
+
 func TestStoredFormAndDrafts(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "identity.db")

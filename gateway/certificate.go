@@ -70,7 +70,9 @@ func (c *certificate) stat() (string, error) {
 	return stamp, nil
 }
 
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil }
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return c.current.Load(), nil
+}
 
 func (c *certificate) notAfter() time.Time { return c.current.Load().Leaf.NotAfter }
 

@@ -312,4 +312,3 @@ func namesOf(names []string) map[string]bool {
 	}
 	return set
 }
-

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/headgate/headgate/audit"
@@ -18,13 +19,14 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 	x.action, x.rec.Kind, x.rec.Action = "token", audit.KindAuth, "token.exchange"
 	draft, err := s.draftExchange(w, r)
 	x.drafted(draft.Token, err)
+	err = oauthProblem(err)
 	if err := s.record(r.Context(), x.decided(nil, err), err); err != nil {
 		x.oauthError(err)
 		return
 	}
 	secret, err := s.identity.Issue(r.Context(), draft)
 	if err != nil {
-		x.oauthError(err)
+		x.oauthError(oauthProblem(err))
 		return
 	}
 	x.json(http.StatusOK, map[string]any{
@@ -66,20 +68,30 @@ func (x *exchange) drafted(t identity.Token, err error) {
 	}
 }
 
+// oauthProblem is a refusal as a token endpoint puts it: whatever is wrong with what was presented is 400, since the
+// caller has no credential of its own here (RFC 6749, section 5.2).
+func oauthProblem(err error) error {
+	e, ok := errors.AsType[*identity.Error](err)
+	if !ok {
+		return err
+	}
+	p := refusedIdentity(e)
+	if p.Status < http.StatusInternalServerError {
+		p.Status, p.Challenge = http.StatusBadRequest, ""
+	}
+	return p
+}
+
 // oauthError answers in the form of RFC 6749, section 5.2.
 func (x *exchange) oauthError(err error) {
-	p := problemOf(err)
-	word, status := "server_error", p.Status
+	p, word := problemOf(err), "server_error"
 	if e, ok := errors.AsType[*identity.Error](err); ok {
 		word = e.OAuth()
-		if status < 500 {
-			status = http.StatusBadRequest
-		}
 	}
 	if p.RetryAfter > 0 {
-		x.w.Header().Set("Retry-After", "5")
+		x.w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
-	x.jsonError(status, p, word)
+	x.jsonError(p.Status, p, word)
 }
 
 // json sends an answer of the API. It is never cached.

@@ -27,7 +27,18 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"headgate": main})
+	testscript.Main(cleaning{m}, map[string]func(){"headgate": main})
+}
+
+// cleaning removes the built binary after the tests.
+type cleaning struct{ *testing.M }
+
+func (c cleaning) Run() int {
+	code := c.M.Run()
+	if file, err := built(); err == nil {
+		os.RemoveAll(filepath.Dir(file))
+	}
+	return code
 }
 
 // TestScripts runs testdata/script/*.txtar: our binary and the real go command, over TLS, against an upstream made of
@@ -42,7 +53,7 @@ func TestScripts(t *testing.T) {
 			return newScript(env, archives, real)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"config": cmdConfig, "serve": cmdServe, "stop": cmdStop, "login": cmdLogin, "http": cmdHTTP,
+			"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
 			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "revoke": cmdRevoke,
 		},
 	})
@@ -83,9 +94,7 @@ type script struct {
 	mu      sync.Mutex // guards trapped
 	trapped []string
 
-	gateway *exec.Cmd
-	output  *bytes.Buffer
-	done    chan error
+	gateway *process
 }
 
 type scriptKey struct{}
@@ -108,7 +117,9 @@ func newScript(env *testscript.Env, archives []string, real string) error {
 	}))
 	env.Values[scriptKey{}] = s
 	env.Defer(func() {
-		s.end(syscall.SIGKILL)
+		if s.gateway != nil {
+			s.gateway.end(syscall.SIGKILL)
+		}
 		up.Clear()
 		server.CloseClientConnections()
 		server.Close()
@@ -122,7 +133,7 @@ func newScript(env *testscript.Env, archives []string, real string) error {
 	}
 	for key, value := range map[string]string{
 		"HOME": home, "UPSTREAM": server.URL, "SUMDB_KEY": up.Key(), "PORT": port, "OPS": ops,
-		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": real,
+		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": real, "REAL_HTTPS_PROXY": os.Getenv("HTTPS_PROXY"),
 		"GOENV": "off", "GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOSUMDB": up.Key(), "GOPRIVATE": "", "GONOSUMDB": "", "GONOPROXY": "",
 		"GOPATH": filepath.Join(home, "go"), "GOMODCACHE": filepath.Join(home, "cache0"), "GOCACHE": filepath.Join(os.TempDir(), "headgate-test-gocache"),
 		"SSL_CERT_FILE": filepath.Join(env.WorkDir, "state/ca/ca.pem"), "HEADGATE_CONFIG": filepath.Join(env.WorkDir, "headgate.yaml"),
@@ -159,55 +170,24 @@ func cmdConfig(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.Getenv("HEADGATE_CONFIG"), []byte(os.Expand(text, ts.Getenv)), 0o600))
 }
 
-// serve [FLAG...] starts the gateway and waits until it is ready; with ! it must end with an error.
+// serve [FLAG...] starts the gateway and waits until it is ready; with ! it must end with an error, which stands in
+// serve.log with the exit code.
 func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
-	s.gateway = exec.Command("headgate", append([]string{"serve"}, args...)...)
-	bin, err := exec.LookPath("headgate")
+	bin, err := exec.LookPath("headgate") // the test binary under another name, put there by testscript.Main
 	ts.Check(err)
-	s.gateway.Path = bin
-	s.gateway.Dir = ts.Getenv("WORK")
-	s.gateway.Env = scriptEnv(ts)
-	s.output = &bytes.Buffer{}
-	s.gateway.Stdout, s.gateway.Stderr = s.output, s.output
-	ts.Check(s.gateway.Start())
-	s.done = make(chan error, 1)
-	go func(c *exec.Cmd, done chan error) { done <- c.Wait() }(s.gateway, s.done)
-	if neg {
-		s.expectRefusal(ts)
+	p, err := launch(bin, scriptEnv(ts), ts.Getenv("WORK"), ts.Getenv("OPS"), args...)
+	if !neg {
+		ts.Check(err)
+		s.gateway = p
 		return
 	}
-	for range 400 {
-		resp, err := http.Get("http://127.0.0.1:" + ts.Getenv("OPS") + "/readyz")
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return
-			}
-		}
-		select {
-		case err := <-s.done:
-			out := s.output.String()
-			s.gateway = nil
-			ts.Fatalf("serve ended: %v\n%s", err, out)
-		case <-time.After(25 * time.Millisecond):
-		}
+	if err == nil {
+		p.end(syscall.SIGKILL)
+		ts.Fatalf("serve goes on, want an error:\n%s", p.output)
 	}
-	ts.Fatalf("the gateway is not ready after 10 s:\n%s", s.output)
-}
-
-// expectRefusal writes what a gateway says that does not start to serve.log, with its exit code in the last line.
-func (s *script) expectRefusal(ts *testscript.TestScript) {
-	select {
-	case <-s.done:
-	case <-time.After(20 * time.Second):
-		s.gateway.Process.Kill()
-		<-s.done
-		ts.Fatalf("serve goes on, want an error:\n%s", s.output)
-	}
-	fmt.Fprintf(s.output, "exit %d\n", s.gateway.ProcessState.ExitCode())
-	s.gateway = nil
-	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("WORK"), "serve.log"), s.output.Bytes(), 0o600))
+	text := fmt.Sprintf("%s\nexit %d\n", p.output, p.cmd.ProcessState.ExitCode())
+	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("WORK"), "serve.log"), []byte(text), 0o600))
 }
 
 // scriptEnv are the script's variables for a child that the harness starts.
@@ -222,8 +202,8 @@ func scriptEnv(ts *testscript.TestScript) []string {
 	return env
 }
 
-// stop [-kill] [FILE] ends the gateway, in order unless -kill, and writes what it printed to FILE.
-func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
+// shutdown [-kill] [FILE] ends the gateway, in order unless -kill, and writes what it printed to FILE.
+func cmdShutdown(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	if s.gateway == nil {
 		ts.Fatalf("no gateway runs")
@@ -232,24 +212,14 @@ func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) > 0 && args[0] == "-kill" {
 		signal, args = syscall.SIGKILL, args[1:]
 	}
-	code := s.end(signal)
+	code := s.gateway.end(signal)
 	if signal == syscall.SIGTERM && code != 0 && !neg {
-		ts.Fatalf("the gateway ended with %d after SIGTERM:\n%s", code, s.output)
+		ts.Fatalf("the gateway ended with %d after SIGTERM:\n%s", code, s.gateway.output)
 	}
 	if len(args) > 0 {
-		ts.Check(os.WriteFile(ts.MkAbs(args[0]), s.output.Bytes(), 0o600))
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(s.gateway.output.String()), 0o600))
 	}
-}
-
-func (s *script) end(signal os.Signal) int {
-	if s.gateway == nil {
-		return 0
-	}
-	s.gateway.Process.Signal(signal)
-	<-s.done
-	code := s.gateway.ProcessState.ExitCode()
 	s.gateway = nil
-	return code
 }
 
 // login NAME [FLAG...] makes a token for NAME, writes it to NAME.token, and makes NAME the one in .netrc.

@@ -138,17 +138,15 @@ func (g *Generation) Release(ctx context.Context, in *Input, resources []Resourc
 		_, err = g.release.note(Decision{}, err, time.Now())
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, listBudget, errListBudget)
-	defer cancel()
 	decisions := make([]Decision, len(resources))
 	if len(resources) == 1 {
-		var err error
-		decisions[0], err = g.judge(ctx, in, &resources[0])
-		if err != nil {
+		if decisions[0], err = g.judge(ctx, in, &resources[0]); err != nil {
 			return nil, err
 		}
 		return decisions, nil
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, listBudget, errListBudget)
+	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
 	for range min(runtime.GOMAXPROCS(0), len(resources)) {
@@ -284,12 +282,8 @@ func (e *entryPoint) answer(value ast.Value, input *ast.Term, key []byte, took t
 	if err := d.validate(); err != nil {
 		return Decision{}, err
 	}
-	projected, err := toJSON(input.Value)
-	if err != nil {
-		return Decision{}, err
-	}
 	hash := sha256.Sum256(bytes.Join([][]byte{[]byte(e.name), key}, []byte{0}))
-	d.Projected = projected
+	d.Projected = appendJSON(nil, input.Value)
 	d.Eval = Eval{Entry: e.name, NS: took.Nanoseconds(), KeyHash: hex.EncodeToString(hash[:8])}
 	return d, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -219,11 +220,47 @@ func short(value ast.Value) string {
 	return s
 }
 
-// toJSON is the JSON of a term that toTerm made.
-func toJSON(value ast.Value) (json.RawMessage, error) {
-	plain, err := ast.JSON(value)
-	if err != nil {
-		return nil, fmt.Errorf("turning input into JSON: %w", err)
+// appendJSON writes the JSON of a term that toTerm made.
+func appendJSON(dst []byte, value ast.Value) []byte {
+	switch value := value.(type) {
+	case ast.String:
+		return appendQuoted(dst, string(value))
+	case ast.Number:
+		return append(dst, value...)
+	case ast.Boolean:
+		return strconv.AppendBool(dst, bool(value))
+	case *ast.Array:
+		dst = append(dst, '[')
+		for i := range value.Len() {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendJSON(dst, value.Elem(i).Value)
+		}
+		return append(dst, ']')
+	case ast.Object:
+		dst = append(dst, '{')
+		for i, key := range value.Keys() {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = append(appendJSON(dst, key.Value), ':')
+			dst = appendJSON(dst, value.Get(key).Value)
+		}
+		return append(dst, '}')
 	}
-	return json.Marshal(plain)
+	return append(dst, "null"...)
+}
+
+func appendQuoted(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
+			quoted, err := json.Marshal(s)
+			if err != nil {
+				panic("policy: a string has no JSON: " + err.Error())
+			}
+			return append(dst, quoted...)
+		}
+	}
+	return append(append(append(dst, '"'), s...), '"')
 }

@@ -17,4 +17,7 @@ findings contains finding if {
 	)
 }
 
-findings contains finding if some finding in rules.unknown("cooldown", "age", input.resource.facts.age)
+findings contains finding if {
+	input.resource.facts.age in {"missing", "stale"}
+	some finding in rules.unknown("cooldown", "age", input.resource.facts.age)
+}

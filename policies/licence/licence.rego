@@ -27,5 +27,6 @@ findings contains finding if {
 
 findings contains finding if {
 	input.action.name == "zip"
+	input.resource.facts.licences in {"missing", "stale"}
 	some finding in rules.unknown("licence", "licences", input.resource.facts.licences)
 }

@@ -15,4 +15,7 @@ findings contains finding if {
 	finding := rules.found(rule, {"of": input.resource.lookalike.of})
 }
 
-findings contains finding if some finding in rules.unknown("lookalike", "lookalike", input.resource.facts.lookalike)
+findings contains finding if {
+	input.resource.facts.lookalike in {"missing", "stale"}
+	some finding in rules.unknown("lookalike", "lookalike", input.resource.facts.lookalike)
+}

@@ -14,7 +14,10 @@ findings contains finding if {
 	finding := rules.found(rule, {"text": input.resource.retracted.text})
 }
 
-findings contains finding if some finding in rules.unknown("retracted", "retracted", input.resource.facts.retracted)
+findings contains finding if {
+	input.resource.facts.retracted in {"missing", "stale"}
+	some finding in rules.unknown("retracted", "retracted", input.resource.facts.retracted)
+}
 
 findings contains finding if {
 	input.resource.facts.deprecated == "ok"
@@ -23,4 +26,7 @@ findings contains finding if {
 	finding := rules.found(rule, {"text": input.resource.deprecated.text})
 }
 
-findings contains finding if some finding in rules.unknown("deprecated", "deprecated", input.resource.facts.deprecated)
+findings contains finding if {
+	input.resource.facts.deprecated in {"missing", "stale"}
+	some finding in rules.unknown("deprecated", "deprecated", input.resource.facts.deprecated)
+}

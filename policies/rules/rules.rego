@@ -51,9 +51,8 @@ found(rule, params) := object.union(rule.finding, {
 })
 
 # METADATA
-# description: "What the rules of a concern find when their fact is missing or stale. A rule that only warns still only warns."
+# description: "What the rules of a concern find, given that their fact is missing or stale. A rule that only warns still only warns."
 unknown(concern, fact, state) := [finding |
-	state in {"missing", "stale"}
 	some rule in selected(concern)
 	finding := object.union(found(rule, {"fact": fact, "state": state}), {
 		"effect": softened[rule.finding.effect],

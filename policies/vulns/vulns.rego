@@ -22,7 +22,10 @@ findings contains finding if {
 	)
 }
 
-findings contains finding if some finding in rules.unknown("vulns", "vulns", input.resource.facts.vulns)
+findings contains finding if {
+	input.resource.facts.vulns in {"missing", "stale"}
+	some finding in rules.unknown("vulns", "vulns", input.resource.facts.vulns)
+}
 
 findings contains finding if {
 	input.resource.facts.scorecard == "ok"
@@ -31,7 +34,10 @@ findings contains finding if {
 	finding := rules.found(rule, {"score": format_int(input.resource.scorecard, 10), "below": format_int(rule.value, 10)})
 }
 
-findings contains finding if some finding in rules.unknown("scorecard", "scorecard", input.resource.facts.scorecard)
+findings contains finding if {
+	input.resource.facts.scorecard in {"missing", "stale"}
+	some finding in rules.unknown("scorecard", "scorecard", input.resource.facts.scorecard)
+}
 
 fixed_enough(rule, _) if rule.fixed == false
 

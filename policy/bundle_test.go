@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,6 +128,18 @@ findings contains {
 `})
 		if d := ask(t, g, person("example.com/m", "public"), version("example.com/m", "v1.0.0")); d.Effect != policy.Deny || d.Codes[0] != "SITE" {
 			t.Errorf("decision = %+v, want SITE", d)
+		}
+	})
+	t.Run("P3 site finding that lacks fields", func(t *testing.T) {
+		for _, entry := range []string{"access", "release"} {
+			g := load(t, map[string]string{"site/x.rego": "package site." + entry + "\n\nfindings contains {\"code\": \"SITE\"} if input.schema == 1\n"})
+			in := person("example.com/m", "public")
+			in.Context.Profile = "standard"
+			_, aerr := g.Access(t.Context(), in)
+			_, rerr := g.Release(t.Context(), in, []policy.Resource{version("example.com/m", "v1.0.0")})
+			if err := errors.Join(aerr, rerr); !errors.Is(err, policy.ErrPolicy) {
+				t.Errorf("%s: %v, want ErrPolicy", entry, err)
+			}
 		}
 	})
 	t.Run("own library as the default one", func(t *testing.T) {

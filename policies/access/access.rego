@@ -63,15 +63,16 @@ pardons contains pardon if {
 
 forgiven contains pardon.code if some pardon in pardons
 
-denials contains finding if {
-	some finding in findings
-	finding.remedy != "waiver"
-}
-
-denials contains finding if {
+excused contains finding if {
 	some finding in findings
 	finding.remedy == "waiver"
-	not finding.code in forgiven
+	finding.code in forgiven
+}
+
+# Whatever is not excused denies, also a finding of a site package that lacks a field.
+denials contains finding if {
+	some finding in findings
+	not finding in excused
 }
 
 default effect := "deny"

@@ -62,3 +62,8 @@ test_site_adds_reasons if {
 	d.codes == ["SITE"]
 	d.remedy == "wait"
 }
+
+test_site_finding_without_fields_denies if {
+	d := access.decision with input as mock.access with data.config as mock.config with data.site.access.findings as [{}]
+	d.effect == "deny"
+}

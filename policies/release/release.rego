@@ -82,20 +82,22 @@ pardons contains pardon if {
 
 forgiven contains pardon.code if some pardon in pardons
 
-denials contains f if {
-	some f in ripe
-	f.remedy == "none"
-}
-
-denials contains f if {
+excused contains f if {
 	some f in ripe
 	f.remedy != "none"
-	not f.code in forgiven
+	f.code in forgiven
+}
+
+# What is neither a remark nor excused denies, also a finding of a site package that lacks a field.
+denials contains f if {
+	some f in findings
+	not f in remarks
+	not f in excused
 }
 
 remarks contains f if {
 	some f in findings
-	f.effect != "deny"
+	f.effect in {"warn", "hide"}
 }
 
 remarks contains f if some f in unripe

@@ -99,3 +99,8 @@ test_site_adds_reasons if {
 	}]
 	d.codes == ["SITE"]
 }
+
+test_site_finding_without_fields_denies if {
+	d := release.decision with input as mock.release with data.config as mock.config with data.site.release.findings as [{}]
+	d.effect == "deny"
+}

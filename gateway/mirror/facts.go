@@ -111,6 +111,9 @@ func (m *Mirror) changed(v module.Version) {
 	if a := m.answers.get(Target{Path: v.Path, Kind: List}); a != nil {
 		a.releases.Store(nil)
 	}
+	if a := m.answers.get(Target{Path: v.Path, Kind: Latest}); a != nil {
+		a.latest.Store(nil)
+	}
 }
 
 // incidentDir holds one file for each version with an open incident. An

@@ -276,6 +276,8 @@ func (m *Mirror) vouched(ctx context.Context, t Target, fetch func(context.Conte
 		return want, err
 	case !errors.Is(unproved, ErrNotListed):
 		return want, unproved
+	case err != nil && !errors.Is(err, context.Canceled):
+		return want, err // trouble: the version may well exist
 	}
 	if _, err := m.up.Get(ctx, fileTarget(t.module(), Info).upstreamPath(), maxInfo, nil); errors.Is(err, upstream.ErrNotFound) {
 		return want, err

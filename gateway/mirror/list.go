@@ -60,8 +60,9 @@ type answer struct {
 	at       time.Time
 	body     []byte
 	missing  bool
-	unlisted bool // the checksum database has no record
-	releases atomic.Pointer[Versions]
+	unlisted bool                     // the checksum database has no record
+	releases atomic.Pointer[Versions] // of a list, until a fact changes
+	latest   atomic.Pointer[File]     // of @latest, until a fact changes
 }
 
 // answers keeps them by target, bounded in bytes.
@@ -205,18 +206,31 @@ func (m *Mirror) openAnswer(ctx context.Context, t Target) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Stale: stale, Age: m.age(a)}
-	if f.Version, err = checkInfo(a.body, t.Path); err != nil {
+	f := a.latest.Load()
+	if f == nil {
+		if f, err = m.answered(ctx, t, a); err != nil {
+			return nil, err
+		}
+		if t.Kind == Latest { // a query's facts are asked for anew each time
+			a.latest.Store(f)
+		}
+	}
+	f = open(f, tier)
+	f.Stale, f.Age = stale, m.age(a)
+	return f, nil
+}
+
+// answered makes a template of @latest or a query.
+func (m *Mirror) answered(ctx context.Context, t Target, a *answer) (*File, error) {
+	version, err := checkInfo(a.body, t.Path)
+	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", t, err)
 	}
-	f.Facts = m.Facts(ctx, t.Path, f.Version)
+	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Version: version, Facts: m.Facts(ctx, t.Path, version)}
 	if f.Facts.Published.IsZero() {
 		f.Facts.Published = published(a.body)
 	}
-	if err := finish(f, t.Kind); err != nil {
-		return nil, err
-	}
-	return open(f, tier), nil
+	return f, finish(f, t.Kind)
 }
 
 // storedAnswer is @latest of an island: its highest stored release, or else version.

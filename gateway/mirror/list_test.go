@@ -137,7 +137,7 @@ func TestNegativeAnswers(t *testing.T) {
 			b.advance(2 * time.Second)
 			missing(true, "afterwards")
 			b.advance(tt.holds + time.Second)
-			up.Break(tt.path, mirrortest.Fault{Status: 403})
+			up.Break("/example.com/*", mirrortest.Fault{Status: 403})
 			if _, _, err := b.get(t.Context(), tt.path); !errors.Is(err, mirror.ErrUpstream) || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("C18 in trouble: %v, never the old 404", err)
 			}

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"golang.org/x/mod/module"
@@ -49,17 +50,7 @@ func (t Target) String() string {
 
 // upstreamPath is the target's path below an upstream's URL and, for files, in the store.
 func (t Target) upstreamPath() string {
-	// ParseTarget and the callers checked both: they escape.
-	p, err := module.EscapePath(t.Path)
-	if err != nil {
-		return ""
-	}
-	v := t.Version
-	if v != "" {
-		if v, err = module.EscapeVersion(v); err != nil {
-			return ""
-		}
-	}
+	p, v := escape(t.Path), escape(t.Version)
 	switch t.Kind {
 	case List:
 		return p + "/@v/list"
@@ -73,6 +64,30 @@ func (t Target) upstreamPath() string {
 		return p + "/@v/" + v + ".zip"
 	}
 	return ""
+}
+
+// escape is module.EscapePath and EscapeVersion without their checks, which
+// ParseTarget has made: it runs on every request.
+func escape(s string) string {
+	n := 0
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			n++
+		}
+	}
+	if n == 0 {
+		return s
+	}
+	b := make([]byte, 0, len(s)+n)
+	for i := range len(s) {
+		c := s[i]
+		if 'A' <= c && c <= 'Z' {
+			b = append(b, '!')
+			c += 'a' - 'A'
+		}
+		b = append(b, c)
+	}
+	return string(b)
 }
 
 // module gives path and version.
@@ -132,10 +147,8 @@ func plain(escaped string) (string, error) {
 	if p == "" {
 		return "", ErrNoRoute
 	}
-	for e := range strings.SplitSeq(p, "/") {
-		if e == "" || e == "." || e == ".." {
-			return "", fmt.Errorf("%w: an element is empty, . or ..", ErrSpelling)
-		}
+	if !fs.ValidPath(p) { // no element is empty, "." or ".."
+		return "", fmt.Errorf("%w: an element is empty, . or ..", ErrSpelling)
 	}
 	return p, nil
 }
@@ -161,8 +174,8 @@ func parseModule(p string) (Target, error) {
 	if i < 0 {
 		return Target{}, fmt.Errorf("%w: unknown file after @v", ErrSpelling)
 	}
-	kind, ok := map[string]Kind{".info": Info, ".mod": Mod, ".zip": Zip}[file[i:]]
-	if !ok || strings.Contains(file, "/") {
+	kind := suffixKind(file[i:])
+	if kind == 0 || strings.Contains(file, "/") {
 		return Target{}, fmt.Errorf("%w: unknown file after @v", ErrSpelling)
 	}
 	version, err := module.UnescapeVersion(file[:i])
@@ -170,6 +183,18 @@ func parseModule(p string) (Target, error) {
 		return Target{}, fmt.Errorf("%w: %w", ErrSpelling, err)
 	}
 	return versioned(Target{Path: path, Version: version, Kind: kind})
+}
+
+func suffixKind(suffix string) Kind {
+	switch suffix {
+	case ".info":
+		return Info
+	case ".mod":
+		return Mod
+	case ".zip":
+		return Zip
+	}
+	return 0
 }
 
 // noMarker tells a path that asks for no module file from one that gets it wrong.
@@ -189,13 +214,12 @@ func versioned(t Target) (Target, error) {
 	case "latest", "upgrade", "patch", "none":
 		return Target{}, fmt.Errorf("%w: %s is no version", ErrNoRoute, v)
 	}
-	for _, ext := range []string{".info", ".mod", ".zip"} {
-		if strings.HasSuffix(v, ext) {
-			return Target{}, fmt.Errorf("%w: two suffixes", ErrSpelling)
-		}
+	if i := strings.LastIndexByte(v, '.'); i >= 0 && suffixKind(v[i:]) != 0 {
+		return Target{}, fmt.Errorf("%w: two suffixes", ErrSpelling)
 	}
 	canonical := module.CanonicalVersion(v) == v
-	fits := canonical && module.Check(t.Path, v) == nil
+	_, major, ok := module.SplitPathVersion(t.Path)
+	fits := canonical && ok && module.CheckPathMajor(v, major) == nil // module.Check, but for the path, which was checked
 	switch {
 	case fits:
 		return t, nil

@@ -1,0 +1,320 @@
+package sumdb_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/headgate/headgate/gateway/mirror/mirrortest"
+	"github.com/headgate/headgate/gateway/mirror/store"
+	"github.com/headgate/headgate/gateway/mirror/sumdb"
+	"github.com/headgate/headgate/gateway/mirror/upstream"
+)
+
+// bed is a Database over a test upstream.
+type bed struct {
+	*sumdb.Database
+	up    *mirrortest.Server
+	store *store.Store
+	opt   sumdb.Options
+}
+
+func module1(v string) string {
+	return "module example.com/m@" + v + "\n-- go.mod --\nmodule example.com/m\n"
+}
+
+// start offers n versions of example.com/m.
+func start(tb testing.TB, n int) *bed {
+	tb.Helper()
+	up := mirrortest.Start(tb)
+	for i := range n {
+		m, err := mirrortest.ParseTxtar([]byte(module1(fmt.Sprintf("v1.%d.0", i))))
+		if err == nil {
+			err = up.Add(m)
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+	list, err := upstream.Parse(up.URL, upstream.ParseOptions{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c := upstream.New(upstream.Options{List: list})
+	tb.Cleanup(c.Close)
+	s, err := store.Open(tb.TempDir())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { s.Close() })
+	b := &bed{up: up, store: s, opt: sumdb.Options{Key: up.Key(), Store: s, Fetch: func(ctx context.Context, path string, limit int64) ([]byte, error) {
+		return c.Get(ctx, "sumdb/"+up.Sumdb()+path, limit, nil)
+	}}}
+	b.open(tb)
+	return b
+}
+
+func (b *bed) open(tb testing.TB) {
+	tb.Helper()
+	d, err := sumdb.Open(b.opt)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	b.Database = d
+}
+
+func version(i int) module.Version {
+	return module.Version{Path: "example.com/m", Version: fmt.Sprintf("v1.%d.0", i)}
+}
+
+// grow brings n records into the log.
+func (b *bed) grow(tb testing.TB, n int) {
+	tb.Helper()
+	for i := range n {
+		if _, _, err := b.Sums(tb.Context(), version(i)); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+func TestSums(t *testing.T) {
+	b := start(t, 2)
+	zip, mod, err := b.Sums(t.Context(), version(0))
+	if err != nil || !strings.HasPrefix(zip, "h1:") || !strings.HasPrefix(mod, "h1:") || zip == mod {
+		t.Fatalf("Sums = %q, %q, %v", zip, mod, err)
+	}
+	b.up.Forget()
+	if z, m, err := b.Sums(t.Context(), version(0)); err != nil || z != zip || m != mod || len(b.up.Requests()) > 0 {
+		t.Errorf("C41 again = %q, %q, %v with requests %v; want the same without", z, m, err, b.up.Requests())
+	}
+	if _, _, err := b.Sums(t.Context(), version(7)); !errors.Is(err, sumdb.ErrNotListed) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("C44 Sums of what is not listed = %v, want ErrNotListed", err)
+	}
+	b.up.Break("*/lookup/*", mirrortest.Fault{Status: 500})
+	if _, _, err := b.Sums(t.Context(), version(1)); !errors.Is(err, sumdb.ErrUnreachable) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Sums out of reach = %v, want ErrUnreachable", err)
+	}
+	b.up.Clear()
+	if _, _, err := b.Sums(t.Context(), version(1)); err != nil {
+		t.Errorf("an error was kept: %v", err)
+	}
+}
+
+func TestRecordOfAnotherVersionIsNoMatch(t *testing.T) {
+	b := start(t, 2)
+	b.grow(t, 2)
+	// The record of v1.1.0 where that of v1.0.0 was asked for: true, signed, and no answer.
+	other, err := b.Lookup(t.Context(), version(1), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b.opt.Store = s
+	b.open(t)
+	b.up.Break("*/lookup/*", mirrortest.Fault{Body: other})
+	if zip, mod, err := b.Sums(t.Context(), version(0)); !errors.Is(err, sumdb.ErrNotListed) {
+		t.Errorf("Sums = %q, %q, %v; want ErrNotListed", zip, mod, err)
+	}
+}
+
+func TestLookupServesProvedRecords(t *testing.T) {
+	b := start(t, 3)
+	rec, err := b.Lookup(t.Context(), version(1), false)
+	if err != nil || !bytes.Contains(rec, []byte("example.com/m v1.1.0/go.mod h1:")) {
+		t.Fatalf("Lookup = %q, %v", rec, err)
+	}
+	b.up.Break("*", mirrortest.Fault{Status: 500})
+	if again, err := b.Lookup(t.Context(), version(1), true); err != nil || !bytes.Equal(again, rec) {
+		t.Errorf("C41 Lookup with the database gone = %q, %v", again, err)
+	}
+	if _, err := b.Lookup(t.Context(), version(2), true); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("C52 Lookup of what is not kept = %v, want fs.ErrNotExist", err)
+	}
+	b.up.Clear()
+	b.up.Break("*/lookup/*", mirrortest.Fault{Flip: true})
+	if _, err := b.Lookup(t.Context(), version(2), false); !errors.Is(err, sumdb.ErrInvalid) && !errors.Is(err, sumdb.ErrNotListed) {
+		t.Errorf("Lookup of a spoilt record = %v, want ErrInvalid", err)
+	}
+	b.up.Clear()
+	if _, err := b.Lookup(t.Context(), version(2), false); err != nil {
+		t.Errorf("the spoilt record was kept: %v", err)
+	}
+}
+
+func TestTilesAreProvedAndKept(t *testing.T) {
+	const n = 270
+	b := start(t, n)
+	b.grow(t, n)
+	for _, tt := range []struct {
+		name string
+		tile tlog.Tile
+		size int
+	}{
+		{"C42 full tile", tlog.Tile{H: 8, L: 0, N: 0, W: 256}, 8192},
+		{"C42 partial tile", tlog.Tile{H: 8, L: 0, N: 1, W: n - 256}, (n - 256) * 32},
+		{"C42 older partial tile", tlog.Tile{H: 8, L: 0, N: 1, W: 3}, 3 * 32},
+		{"C42 part of a full tile", tlog.Tile{H: 8, L: 0, N: 0, W: 17}, 17 * 32},
+		{"C42 upper level", tlog.Tile{H: 8, L: 1, N: 0, W: 1}, 32},
+		{"C42 records", tlog.Tile{H: 8, L: -1, N: 1, W: 5}, -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want, err := b.opt.Fetch(t.Context(), "/"+tt.tile.Path(), 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := b.Tile(t.Context(), tt.tile, false)
+			if err != nil || !bytes.Equal(got, want) || tt.size >= 0 && len(got) != tt.size {
+				t.Errorf("Tile(%s) = %d bytes, %v; want the database's %d", tt.tile.Path(), len(got), err, len(want))
+			}
+			if _, err := b.Tile(t.Context(), tt.tile, true); err != nil {
+				t.Errorf("not kept: %v", err)
+			}
+		})
+	}
+	if _, err := b.Tile(t.Context(), tlog.Tile{H: 8, L: 0, N: 9, W: 1}, false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("tile beyond the tree = %v, want fs.ErrNotExist", err)
+	}
+}
+
+func TestSpoiltTileIsNotKept(t *testing.T) {
+	b := start(t, 3)
+	b.grow(t, 3)
+	head, err := b.Latest(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fresh.Close()
+	if err := fresh.Replace("sumdb/"+b.Name()+"/latest", head); err != nil {
+		t.Fatal(err)
+	}
+	b.opt.Store = fresh
+	b.open(t)
+	for _, level := range []int{0, -1} {
+		tile := tlog.Tile{H: 8, L: level, N: 0, W: 3}
+		b.up.Break("*/tile/*", mirrortest.Fault{Flip: true})
+		if _, err := b.Tile(t.Context(), tile, false); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Tile(%s) spoilt = %v, want trouble", tile.Path(), err)
+		}
+		b.up.Clear()
+		if _, err := b.Tile(t.Context(), tile, false); err != nil {
+			t.Errorf("Tile(%s) afterwards = %v", tile.Path(), err)
+		}
+	}
+}
+
+func TestLatest(t *testing.T) {
+	b := start(t, 5)
+	b.grow(t, 1)
+	first, err := b.Latest(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.up.Forget()
+	if again, err := b.Latest(t.Context(), false); err != nil || !bytes.Equal(again, first) || len(b.up.Requests()) > 0 {
+		t.Errorf("C43 within a minute: %v, requests %v", err, b.up.Requests())
+	}
+	b.grow(t, 5)
+	b.open(t)
+	b.up.Break("*", mirrortest.Fault{Status: 500})
+	head, err := b.Latest(t.Context(), false)
+	if err != nil || bytes.Equal(head, first) {
+		t.Errorf("C43 with the database gone: %v; want the newest head seen, across a restart", err)
+	}
+	if days, err := b.store.Names("sumdb/" + b.Name() + "/heads"); err != nil || len(days) != 1 {
+		t.Errorf("heads by day: %v, %v; want one", days, err)
+	}
+}
+
+func TestRollbackIsFatalEverywhere(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		ask  func(*bed) error
+	}{
+		{"lookup", func(b *bed) error { _, _, err := b.Sums(t.Context(), version(5)); return err }},
+		{"latest", func(b *bed) error { b.open(t); _, err := b.Latest(t.Context(), false); return err }},
+		{"tile", func(b *bed) error {
+			_, err := b.Tile(t.Context(), tlog.Tile{H: 8, L: 0, N: 0, W: 7}, false)
+			return err
+		}},
+	} {
+		t.Run("C43 fork seen by "+tt.name, func(t *testing.T) {
+			b := start(t, 9)
+			b.grow(t, 4)
+			b.up.Fork(8)
+			if err := tt.ask(b); !errors.Is(err, sumdb.ErrSecurity) {
+				t.Fatalf("%s after a fork = %v, want ErrSecurity", tt.name, err)
+			}
+			b.up.Forget()
+			b.open(t)
+			if _, _, err := b.Sums(t.Context(), version(8)); !errors.Is(err, sumdb.ErrSecurity) || len(b.up.Requests()) > 0 {
+				t.Errorf("after a restart = %v, requests %v; want ErrSecurity and none", err, b.up.Requests())
+			}
+		})
+	}
+}
+
+func TestManyAtOnceKeepOneHistory(t *testing.T) {
+	const n = 64
+	b := start(t, n)
+	var wg sync.WaitGroup
+	errs := make([]error, n)
+	for i := range n {
+		wg.Go(func() { _, _, errs[i] = b.Sums(context.Background(), version(i)) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	head, err := b.Latest(t.Context(), false)
+	if err != nil || !bytes.Contains(head, fmt.Appendf(nil, "\n%d\n", n)) {
+		t.Errorf("head after %d lookups = %q, %v", n, head, err)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	if name, err := sumdb.CheckKey("sum.golang.org"); err != nil || name != "sum.golang.org" {
+		t.Errorf("CheckKey of the public database = %q, %v", name, err)
+	}
+	for _, bad := range []string{"sum.unknown.example", "a+b+c", ""} {
+		if _, err := sumdb.CheckKey(bad); err == nil {
+			t.Errorf("CheckKey(%q): no error", bad)
+		}
+	}
+}
+
+func TestSpoiltHeadOnDisk(t *testing.T) {
+	b := start(t, 1)
+	b.grow(t, 1)
+	dir := t.TempDir()
+	s, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	name := filepath.Join(dir, "sumdb", b.Name(), "latest")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte("half"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	b.opt.Store = s
+	if _, err := sumdb.Open(b.opt); err == nil {
+		t.Error("Open with a spoilt head: no error; forgetting it would allow a rollback")
+	}
+}

@@ -55,7 +55,8 @@ var (
 	errNoAccess = errors.New("credential may not do this")
 )
 
-// table turns errors of the parts into problems. The first row that matches counts; what no row names is 500.
+// table turns errors of the parts into problems. The first row that matches counts; what no row names is 500. Not found
+// stands last: whatever else went wrong on the way is trouble.
 var table = []struct {
 	match   error
 	problem Problem
@@ -71,15 +72,15 @@ var table = []struct {
 	{policy.ErrNoPolicy, Problem{Status: 503, Code: "NO-POLICY", Public: "no policy is loaded, so nothing is allowed", Stage: "access", RetryAfter: 10}},
 	{policy.ErrPolicy, Problem{Status: 503, Code: "POLICY-ERROR", Public: "policy gave no decision, so nothing is allowed", Stage: "access", RetryAfter: 5}},
 	{mirror.ErrUnknownSumdb, Problem{Status: 403, Code: "SUMDB-NOT-ALLOWED", Public: "this checksum database is not served here", Stage: "protocol", Remedy: "none"}},
-	{mirror.ErrPrivate, Problem{Status: 403, Code: "PRIVATE-AT-PUBLIC-SUMDB", Public: "a private module is never looked up in a public checksum database", Stage: "protocol", Remedy: "none", Advice: []string{"set GONOSUMDB for your private patterns"}}},
+	{mirror.ErrPrivate, Problem{Status: 403, Code: "PRIVATE-AT-PUBLIC-SUMDB", Public: "a private module, at a public database", Stage: "protocol", Remedy: "none", Advice: []string{"set GONOSUMDB for your private patterns"}}},
 	{mirror.ErrNoPrivateSource, Problem{Status: 502, Code: "NO-PRIVATE-SOURCE", Public: "a private module, and this gateway has no source for it", Stage: "release"}},
-	{mirror.ErrNotListed, Problem{Status: 502, Code: "SUMDB-NOT-LISTED", Public: "the checksum database has no record of this version, so it is not taken in", Stage: "release"}},
+	{mirror.ErrNotListed, Problem{Status: 502, Code: "SUMDB-NOT-LISTED", Public: "not in the checksum database, so not taken in", Stage: "release"}},
 	{mirror.ErrMismatch, Problem{Status: 502, Code: "CHECKSUM-MISMATCH", Public: "upstream sent bytes that do not verify; nothing was stored", Stage: "release"}},
-	{fs.ErrNotExist, Problem{Status: 404, Code: "NOT-FOUND", Public: "no such module, version or file", Stage: "release"}},
 	{mirror.ErrTimeout, Problem{Status: 504, Code: "UPSTREAM-SLOW", Public: "upstream did not answer in time; ask again", Stage: "release"}},
 	{context.DeadlineExceeded, Problem{Status: 504, Code: "UPSTREAM-SLOW", Public: "upstream did not answer in time; ask again", Stage: "release"}},
 	{mirror.ErrUpstream, Problem{Status: 502, Code: "UPSTREAM-FAILED", Public: "upstream cannot be reached or answered with an error", Stage: "release"}},
 	{context.Canceled, Problem{Status: 499, Code: "CLIENT-GONE", Public: "the client went away", Stage: "limit"}},
+	{fs.ErrNotExist, Problem{Status: 404, Code: "NOT-FOUND", Public: "no such module, version or file", Stage: "release"}},
 }
 
 // problemOf is the one place where an error becomes a status.

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,16 +46,16 @@ func newBench(tb testing.TB, archives ...string) *bench {
 	up := mirrortest.Start(tb, archives...)
 	logger := slog.New(slog.DiscardHandler)
 	log, err := audit.Open(audit.Config{Dir: filepath.Join(dir, "audit"), SegmentBytes: 8 << 20}, audit.Options{Node: "test", Logger: logger})
-	check(tb, err)
+	must(tb, err)
 	tb.Cleanup(func() { log.Close() })
 	id, err := identity.Open(tb.Context(), identity.Config{}, identity.Options{DB: identitytest.OpenDB(tb), Keys: dir, Fingerprint: log.Fingerprint})
-	check(tb, err)
+	must(tb, err)
 	tb.Cleanup(func() { id.Close() })
 	engine, err := policy.Open(tb.Context(), policy.Config{}, policy.Options{Embedded: policies.FS, Logger: logger})
-	check(tb, err)
+	must(tb, err)
 	tb.Cleanup(func() { engine.Close() })
 	m, err := mirror.New(tb.Context(), mirror.Config{Upstreams: []string{up.URL}, Sumdb: []string{up.Key()}, Store: filepath.Join(dir, "store")}, mirror.Options{Logger: logger})
-	check(tb, err)
+	must(tb, err)
 	tb.Cleanup(func() { m.Close() })
 	s := New(Config{State: dir, URL: "https://localhost:8443"}, Options{
 		Identity: id, Policy: engine, Mirror: m, Audit: log, Logger: logger, Registry: prometheus.NewRegistry(), Version: "test",
@@ -64,13 +65,13 @@ func newBench(tb testing.TB, archives ...string) *bench {
 		Class: identity.ClassPerson, Subject: identity.Subject{Type: identity.Person, ID: "ann"},
 		Scope: identity.Scope{Modules: []string{"*"}, Actions: []string{"discover", "metadata", "content"}},
 	})
-	check(tb, err)
+	must(tb, err)
 	b.token, err = id.Issue(tb.Context(), draft)
-	check(tb, err)
+	must(tb, err)
 	return b
 }
 
-func check(tb testing.TB, err error) {
+func must(tb testing.TB, err error) {
 	tb.Helper()
 	if err != nil {
 		tb.Fatal(err)
@@ -80,14 +81,11 @@ func check(tb testing.TB, err error) {
 // ask sends one request through the whole of the public handler.
 func (b *bench) ask(method, target string, headers ...string) *httptest.ResponseRecorder {
 	r := &http.Request{Method: method, Host: "localhost:8443", RequestURI: target, Header: http.Header{}, RemoteAddr: "127.0.0.1:1", TLS: &tls.ConnectionState{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: http.NoBody}
-	u, err := r.URL.Parse(target)
-	if err == nil {
-		r.URL = u
+	u, err := url.ParseRequestURI(target)
+	if err != nil {
+		panic(err) // net/http would not have let it reach us
 	}
-	if r.URL == nil {
-		r = httptest.NewRequest(method, "/", nil)
-		r.RequestURI, r.Host = target, "localhost:8443"
-	}
+	r.URL = u
 	for _, h := range headers {
 		key, value, _ := strings.Cut(h, ": ")
 		r.Header.Add(key, value)
@@ -108,7 +106,7 @@ func (b *bench) records(tb testing.TB) []audit.Record {
 		all = append(all, r)
 		return json.Unmarshal(e.Raw, &all[len(all)-1])
 	})
-	check(tb, err)
+	must(tb, err)
 	return all
 }
 
@@ -250,7 +248,7 @@ func TestC50ConditionalAndRange(t *testing.T) {
 // A56, T71: with a log that cannot be written nothing is served and nothing fetched, and the status is 503.
 func TestA56NothingIsServedUnrecorded(t *testing.T) {
 	b := newBench(t, hello)
-	check(t, b.log.Close())
+	must(t, b.log.Close())
 	for _, target := range []string{"/example.com/hello/@v/v1.0.0.zip", "/example.com/hello/@v/list", "/", "/bad//path", "/sumdb/" + b.upstream.Sumdb() + "/latest"} {
 		w := b.ask("GET", target, b.bearer())
 		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.HasPrefix(w.Body.String(), "AUDIT-DOWN") {
@@ -267,18 +265,18 @@ func TestA45MetricSeriesStayClosed(t *testing.T) {
 	b := newBench(t, hello)
 	b.ask("GET", "/example.com/hello/@v/list", b.bearer())
 	before, err := testutil.GatherAndCount(b.registry)
-	check(t, err)
+	must(t, err)
 	for i := range 50 {
 		b.ask("GET", fmt.Sprintf("/example.com/m%d/@v/list", i), b.bearer())
-		b.ask("GET", fmt.Sprintf("/bad%%%d", i))
+		b.ask("GET", fmt.Sprintf("/bad//%d", i))
 	}
 	after, err := testutil.GatherAndCount(b.registry)
-	check(t, err)
+	must(t, err)
 	if before != after {
 		t.Errorf("series grew from %d to %d", before, after)
 	}
 	problems, err := testutil.GatherAndLint(b.registry)
-	check(t, err)
+	must(t, err)
 	for _, p := range problems {
 		t.Errorf("metric %s: %s", p.Metric, p.Text)
 	}
@@ -304,18 +302,18 @@ func TestT79UpstreamHeadersStay(t *testing.T) {
 
 func TestCertificateOfOurOwn(t *testing.T) {
 	dir := t.TempDir()
-	check(t, ensureLocalCA(dir, []string{"localhost", "127.0.0.1"}))
+	must(t, ensureLocalCA(dir, []string{"localhost", "127.0.0.1"}))
 	first, err := loadCertificate(filepath.Join(dir, "leaf.pem"), filepath.Join(dir, "leaf-key.pem"))
-	check(t, err)
-	check(t, ensureLocalCA(dir, []string{"localhost", "127.0.0.1"}))
+	must(t, err)
+	must(t, ensureLocalCA(dir, []string{"localhost", "127.0.0.1"}))
 	if changed, err := first.reload(); changed || err != nil {
 		t.Errorf("a certificate that fits was made again: %v, %v", changed, err)
 	}
-	check(t, ensureLocalCA(dir, []string{"localhost", "go.corp.example"}))
+	must(t, ensureLocalCA(dir, []string{"localhost", "go.corp.example"}))
 	if changed, err := first.reload(); !changed || err != nil {
 		t.Errorf("a new name did not make a new certificate: %v, %v", changed, err)
 	}
-	check(t, writeFile(filepath.Join(dir, "leaf.pem"), []byte("garbage"), 0o644))
+	must(t, writeFile(filepath.Join(dir, "leaf.pem"), []byte("garbage"), 0o644))
 	old := first.notAfter()
 	if _, err := first.reload(); err == nil || first.notAfter() != old {
 		t.Errorf("T7: garbage replaced the certificate in use: %v", err)

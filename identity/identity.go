@@ -107,6 +107,7 @@ func (s *Service) load(ctx context.Context) error {
 		}
 		s.tokens.add(row)
 	}
+	s.tokens.link()
 	if orphans > 0 {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "tokens without their pepper are refused", slog.Int("tokens", orphans))
 	}

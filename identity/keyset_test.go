@@ -61,9 +61,10 @@ func TestFloodOfUnknownKeys(t *testing.T) {
 		before := iss.Asked("/keys")
 		evil := identitytest.NewKey("")
 		claims := payload(t, iss.Claims("u-1", "headgate", nil))
+		published := payload(t, map[string]any{"keys": []any{iss.Key().JWK()}})
 		iss.Fail(func(w http.ResponseWriter, _ *http.Request) { // the one fetch is slow, too
 			time.Sleep(3 * time.Second)
-			http.Error(w, "busy", http.StatusServiceUnavailable)
+			_, _ = w.Write(published)
 		})
 		var wg sync.WaitGroup
 		for n := range 10_000 {
@@ -80,11 +81,10 @@ func TestFloodOfUnknownKeys(t *testing.T) {
 			t.Errorf("T49 a good token in the flood waits %v: %v", time.Since(begin), err)
 		}
 		wg.Wait()
-		if n := iss.Asked("/keys") - before; n > 1 {
+		time.Sleep(29*time.Second - time.Since(begin))
+		if n := iss.Asked("/keys") - before; n != 1 {
 			t.Errorf("T49 %d fetches in 30 s, want 1", n)
 		}
-		time.Sleep(29*time.Second - time.Since(begin))
-		iss.Fail(nil)
 	})
 }
 
@@ -143,8 +143,12 @@ func TestIssuerDown(t *testing.T) {
 			_, _ = w.Write([]byte("<!doctype html><title>maintenance</title>"))
 		},
 		"200 with other JSON": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"error":"down"}`)) },
-		"300 KiB": func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write([]byte(`{"keys":[],"x":"` + strings.Repeat("x", 300<<10) + `"}`))
+		"300 KiB": func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "openid-configuration") {
+				_, _ = w.Write([]byte(`{"issuer":"` + corp + `","jwks_uri":"` + corp + `/keys"}`))
+				return
+			}
+			_, _ = w.Write([]byte(`{"keys":[]}` + strings.Repeat(" ", 300<<10)))
 		},
 		"65 keys": func(w http.ResponseWriter, r *http.Request) {
 			if strings.HasSuffix(r.URL.Path, "openid-configuration") {

@@ -62,7 +62,8 @@ func newRegistry(c Ceilings) *registry {
 	return r
 }
 
-// add takes a token in. Its parent must be there already.
+// add takes a token in. If its parent is not there yet, link must follow before
+// the token can be used.
 func (r *registry) add(t row) *entry {
 	e := &entry{row: t, scope: t.Scope.cut(t.Class), written: toUnix(t.LastUsed)}
 	longest := t.Created.Add(r.ceilings.ceiling(kindOf(t.Class, t.Exchanged)))
@@ -79,6 +80,18 @@ func (r *registry) add(t row) *entry {
 	e.row.Subject = Subject{}
 	r.byID[idOf(t.ID)] = e
 	return e
+}
+
+// link finds the parents of tokens that were added before them.
+func (r *registry) link() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.byID {
+		if e.lost {
+			e.parent = r.byID[idOf(e.row.Parent)]
+			e.lost = e.parent == nil
+		}
+	}
 }
 
 // own finds or makes the owner of a token; the newest attributes win.

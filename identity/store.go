@@ -52,9 +52,9 @@ func openStore(ctx context.Context, db *sql.DB) (*store, error) {
 const columns = `id, class, pepper, digest, subject_issuer, subject_id, subject, subject_as_of, assurance,
 	owner, note, scope, parent, exchanged, created, expires, used, revoked`
 
-// all reads each token, parents before their children.
+// all reads each token.
 func (s *store) all(ctx context.Context) ([]row, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT `+columns+` FROM identity_tokens ORDER BY created, parent`)
+	rows, err := s.db.QueryContext(ctx, `SELECT `+columns+` FROM identity_tokens`)
 	if err != nil {
 		return nil, fmt.Errorf("reading tokens: %w", err)
 	}

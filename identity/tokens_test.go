@@ -301,6 +301,53 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
+func TestFamilySurvivesARestart(t *testing.T) {
+	db, keys := identitytest.OpenDB(t), t.TempDir()
+	s := reopen(t, identity.Config{}, db, keys)
+	_, secret := person(t, s)
+	family := []string{secret}
+	for range 20 {
+		by, err := bearer(s, secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, secret = mint(t, s, identity.TokenRequest{By: &by, Class: identity.ClassPerson, Scope: everything})
+		family = append(family, secret)
+	}
+	s = reopen(t, identity.Config{}, db, keys)
+	for n, secret := range family {
+		if _, err := bearer(s, secret); err != nil {
+			t.Errorf("generation %d: %v", n, err)
+		}
+	}
+	if _, err := db.Exec(`DELETE FROM identity_tokens WHERE parent = ''`); err != nil {
+		t.Fatal(err)
+	}
+	_, err := bearer(reopen(t, identity.Config{}, db, keys), secret)
+	wantCode(t, "T66 whose first parent is gone from the table", err, identity.TokenRevoked)
+}
+
+func TestSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, keys := identitytest.OpenDB(t), t.TempDir()
+		s := reopen(t, identity.Config{}, db, keys)
+		_, secret := mint(t, s, identity.TokenRequest{Class: identity.ClassPerson, Subject: alice(), Scope: everything, Life: time.Hour})
+		_, lasting := mint(t, s, identity.TokenRequest{Class: identity.ClassCI, Subject: job(), Owner: "alice", Scope: modules("*")})
+		time.Sleep(7 * day)
+		_, err := bearer(s, secret)
+		wantCode(t, "a week after its creation", err, identity.TokenExpired)
+		time.Sleep(3 * time.Hour)
+		_, err = bearer(s, secret)
+		wantCode(t, "a week after its end", err, identity.CredentialInvalid)
+		if _, err := bearer(s, lasting); err != nil {
+			t.Errorf("a token that lasts: %v", err)
+		}
+		if list, _ := reopen(t, identity.Config{}, db, keys).Tokens(t.Context(), identity.Filter{Ended: true}); len(list) != 1 {
+			t.Errorf("%d tokens are left in the table, want 1", len(list))
+		}
+	})
+}
+
 func TestScope(t *testing.T) {
 	s := start(t, identity.Config{})
 	as := func(scope identity.Scope) identity.Principal {

@@ -18,7 +18,7 @@ import (
 // drain_wait, what is under way ends well, the last checkpoint covers the last record, exit 0.
 func TestDrain(t *testing.T) {
 	up := mirrortest.Start(t, helloModule)
-	if err := up.AddBig("example.com/big", "v1.0.0", 2<<20); err != nil {
+	if err := up.AddBig("example.com/big", "v1.0.0", 512<<10); err != nil {
 		t.Fatal(err)
 	}
 	s := newSite(t, up, "")
@@ -62,7 +62,7 @@ func TestDrain(t *testing.T) {
 	if status, body := s.body("/example.com/hello/@v/v1.0.0.mod"); status != http.StatusOK {
 		t.Errorf("while it drains: status %d: %s", status, body)
 	}
-	if r := <-download; r.err != nil || r.status != http.StatusOK || r.n < 2<<20 {
+	if r := <-download; r.err != nil || r.status != http.StatusOK || r.n < 512<<10 {
 		t.Errorf("the download under way: %+v", r)
 	}
 	s.client.CloseIdleConnections()

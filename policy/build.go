@@ -98,6 +98,10 @@ type waiver struct {
 	Expires     string   `yaml:"expires"`
 }
 
+// indexVersion is the shape of the index. The library refuses to decide over another one: after an upgrade, an archive or
+// a repository may hold a library that would look for rules where they no longer are.
+const indexVersion = 1
+
 // everyone is the team of every authenticated subject.
 const everyone = "everyone"
 
@@ -131,7 +135,7 @@ func buildIndex(files map[string][]byte) (index, error) {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, err
 	}
-	ix := index{"profiles": rules.Profiles}
+	ix := index{"version": indexVersion, "profiles": rules.Profiles}
 	ix.addTeams(teamsDoc, teams, rules.Profiles)
 	ix.addRules(rulesDoc, rules)
 	ix.addToolchains(rulesDoc, rules)

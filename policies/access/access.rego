@@ -45,13 +45,16 @@ site contains finding if {
 	not known
 	finding := {
 		"code": "INPUT-SCHEMA", "rule": "schema", "remedy": "none", "severity": 4, "doc": "", "params": {},
-		"template": "input document of another version",
+		"template": "input or index of another version",
 	}
 }
 
 default known := false
 
-known if input.schema == 1
+known if {
+	input.schema == 1
+	data.config.version == 1
+}
 
 pardons contains pardon if {
 	some finding in findings

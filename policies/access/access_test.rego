@@ -67,3 +67,8 @@ test_site_finding_without_fields_denies if {
 	d := access.decision with input as mock.access with data.config as mock.config with data.site.access.findings as [{}]
 	d.effect == "deny"
 }
+
+test_other_index_is_denied if {
+	d := access.decision with input as mock.access with data.config as object.union(mock.config, {"version": 2})
+	d.codes == ["INPUT-SCHEMA"]
+}

@@ -50,12 +50,13 @@ site contains finding if {
 
 # An input without a schema is of another version, too: with nothing in it nothing would be found against it. No rule
 # applies to a profile that the bundle does not have, so such an input is refused as well.
-site contains rules.builtin("INPUT-SCHEMA", "none", "input document of another version", {}) if not known
+site contains rules.builtin("INPUT-SCHEMA", "none", "input or index of another version", {}) if not known
 
 default known := false
 
 known if {
 	input.schema == 1
+	data.config.version == 1
 	input.context.profile in data.config.profiles
 }
 

@@ -104,3 +104,8 @@ test_site_finding_without_fields_denies if {
 	d := release.decision with input as mock.release with data.config as mock.config with data.site.release.findings as [{}]
 	d.effect == "deny"
 }
+
+test_other_index_is_denied if {
+	d := release.decision with input as mock.release with data.config as object.union(mock.config, {"version": 2})
+	d.codes == ["INPUT-SCHEMA"]
+}

@@ -5,6 +5,7 @@ package headgate.mock_test
 every_profile := {"open": true, "standard": true, "strict": true}
 
 config := {
+	"version": 1,
 	"profiles": ["open", "standard", "strict"],
 	"teams": {
 		"everyone": {"profile": "standard", "rank": 1, "public": true, "device": {"proof": {"none": true}, "min_tier": 0}},

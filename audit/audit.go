@@ -142,6 +142,9 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 	}
 	defer func() {
 		if err != nil {
+			if l.active.file != nil {
+				_ = l.active.file.Close() // the error that led here is the one to report
+			}
 			_ = l.lock.Close() // nothing was written through it
 		}
 	}()

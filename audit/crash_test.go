@@ -183,7 +183,10 @@ func TestTailFollows(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := audit.Tail(ctx, dir, audit.TailOptions{Last: 1, Follow: true}, func(e audit.Entry) error {
-			got <- e.Seq
+			select {
+			case got <- e.Seq:
+			case <-ctx.Done():
+			}
 			return nil
 		})
 		if err != nil {

@@ -436,10 +436,21 @@ func TestRecovery(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := wantDamage(t, s.verify(t), ExitMissing, 5)
-		if d.SeqTo != 7 {
-			t.Errorf("missing up to %d, want 7", d.SeqTo)
+		if firsts, _ := s.list(); d.SeqTo != firsts[1]-1 {
+			t.Errorf("missing up to %d, want %d", d.SeqTo, firsts[1]-1)
 		}
 		wantDamage(t, s.open(Options{}), ExitMissing, 5)
+	})
+	t.Run("A10 first segment deleted", func(t *testing.T) {
+		s := saveLog(t, 4, 3)
+		if err := os.Remove(s.segment(0)); err != nil {
+			t.Fatal(err)
+		}
+		d := wantDamage(t, s.verify(t), ExitMissing, 0)
+		if d.SeqTo != 4 {
+			t.Errorf("missing up to %d, want 4", d.SeqTo)
+		}
+		wantDamage(t, s.open(Options{}), ExitMissing, 0)
 	})
 	t.Run("A12 crash between creating a segment and syncing its folder", func(t *testing.T) {
 		s := saveLog(t, 3)

@@ -15,7 +15,9 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-func newEncoder() *encoder { return &encoder{secrets: newSecrets([]byte("0123456789abcdef0123456789abcdef"))} }
+func newEncoder() *encoder {
+	return &encoder{secrets: newSecrets([]byte("0123456789abcdef0123456789abcdef"))}
+}
 
 func TestEncodeIsTheSameAsEncodingJSON(t *testing.T) {
 	full := benchRecord()

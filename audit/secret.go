@@ -34,8 +34,11 @@ var secretKinds = [...]struct {
 	jwt    bool // two more parts, divided by dots
 }{
 	{prefix: "hg_", least: 24},
-	{prefix: "ghp_", least: 20}, {prefix: "gho_", least: 20}, {prefix: "ghs_", least: 20},
-	{prefix: "ghu_", least: 20}, {prefix: "ghr_", least: 20},
+	{prefix: "ghp_", least: 20},
+	{prefix: "gho_", least: 20},
+	{prefix: "ghs_", least: 20},
+	{prefix: "ghu_", least: 20},
+	{prefix: "ghr_", least: 20},
 	{prefix: "github_pat_", least: 20},
 	{prefix: "glpat-", least: 20},
 	{prefix: "AKIA", least: 16, exact: true},

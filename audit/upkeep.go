@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
 )
 
@@ -347,9 +348,11 @@ func (k *keeper) seal() error {
 	todo := k.unseal
 	k.mu.Unlock()
 	for _, first := range todo {
-		if err := k.sealOne(first); err != nil {
+		count, err := k.sealOne(first)
+		if err != nil {
 			return err
 		}
+		k.Note(k.controlRecord(Control{What: "rotate", SeqFrom: first, SeqTo: first + count - 1, Count: count}))
 		k.mu.Lock()
 		k.unseal = k.unseal[1:]
 		k.sealed++
@@ -361,11 +364,12 @@ func (k *keeper) seal() error {
 	return nil
 }
 
-func (k *keeper) sealOne(first int64) error {
+// sealOne seals one segment and returns how many records it holds.
+func (k *keeper) sealOne(first int64) (count int64, err error) {
 	name := k.layout.segment(first)
 	in, err := os.Open(name)
 	if err != nil {
-		return fmt.Errorf("sealing: %w", err)
+		return 0, fmt.Errorf("sealing: %w", err)
 	}
 	defer in.Close()
 	var hashes, scratch bytes.Buffer
@@ -376,21 +380,21 @@ func (k *keeper) sealOne(first int64) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("sealing %s at %d: %w", name, s.off, err)
+			return 0, fmt.Errorf("sealing %s at %d: %w", name, s.off, err)
 		}
 		leaf := f.leaf(&scratch)
 		hashes.Write(leaf[:])
 	}
 	out, err := k.disk.create(name)
 	if err != nil {
-		return fmt.Errorf("sealing: %w", err)
+		return 0, fmt.Errorf("sealing: %w", err)
 	}
 	err = out.Truncate(s.off)
 	if err == nil {
 		err = out.datasync()
 	}
 	if err := errors.Join(err, out.Close()); err != nil {
-		return fmt.Errorf("sealing %s: %w", name, err)
+		return 0, fmt.Errorf("sealing %s: %w", name, err)
 	}
-	return writeFile(k.disk, k.layout.hashes(first), hashes.Bytes())
+	return int64(hashes.Len() / tlog.HashSize), writeFile(k.disk, k.layout.hashes(first), hashes.Bytes())
 }

@@ -144,15 +144,15 @@ func (m *Mirror) fetchZip(ctx context.Context, t Target) error {
 // them. Where another process was faster, they are made those of its zip.
 func (m *Mirror) publishZip(d *store.Draft, t Target, h1 string) error {
 	name := t.upstreamPath()
-	err := m.public.Replace(strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
+	err := m.public.Keep(strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
 	if err == nil {
-		err = m.public.Replace(name+".sha256", []byte(d.SHA256()))
+		err = m.public.Keep(name+".sha256", []byte(d.SHA256()))
 	}
 	if err == nil {
 		err = d.Publish(name)
 	}
 	if c, ok := errors.AsType[*store.ConflictError](err); ok {
-		return errors.Join(err, m.public.Replace(name+".sha256", []byte(c.Stored)))
+		return errors.Join(err, m.public.Keep(name+".sha256", []byte(c.Stored)))
 	}
 	return err
 }

@@ -416,7 +416,7 @@ func (m *Mirror) rewriteList(modulePath string) error {
 	if err != nil {
 		return err
 	}
-	return m.public.Replace(Target{Path: modulePath, Kind: List}.upstreamPath(), body)
+	return m.public.Keep(Target{Path: modulePath, Kind: List}.upstreamPath(), body)
 }
 
 // remember keeps a list or @latest for times of trouble, restarts included.

@@ -144,16 +144,16 @@ func finish(f *File, k Kind) error {
 	return err
 }
 
-// zipHashes reads what is kept beside a zip, or, for an imported store that
-// lacks it, computes it once.
+// zipHashes reads what is kept beside a zip. Where it is missing (an imported
+// store) or cut (a power cut) the SHA-256 is computed again.
 func (m *Mirror) zipHashes(f *File, name string) error {
 	base := strings.TrimSuffix(name, ".zip")
 	sum, err := m.public.Read(name+".sha256", 1024)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, bad := hex.DecodeString(string(sum)); err == nil && (bad != nil || len(sum) != 2*sha256.Size) || errors.Is(err, fs.ErrNotExist) {
 		var s string
 		if s, err = m.public.Sum(name); err == nil {
 			sum = []byte(s)
-			err = m.public.Replace(name+".sha256", sum)
+			err = m.public.Keep(name+".sha256", sum)
 		}
 	}
 	if err != nil {
@@ -163,7 +163,7 @@ func (m *Mirror) zipHashes(f *File, name string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("reading hashes of %s: %w", name, err)
 	}
-	f.ETag, f.Hash = `"`+string(bytes.TrimSpace(sum))+`"`, string(bytes.TrimSpace(h1))
+	f.ETag, f.Hash = `"`+string(sum)+`"`, string(bytes.TrimSpace(h1))
 	return nil
 }
 

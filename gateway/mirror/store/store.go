@@ -152,10 +152,34 @@ func (s *Store) Replace(name string, b []byte) error {
 	return d.Replace(name)
 }
 
-// Remove deletes what Replace stored; a missing file is no error.
-func (s *Store) Remove(name string) error {
-	if err := s.root.Remove(filepath.FromSlash(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// Keep stores b under name like Replace, but does not wait for the disk: for
+// what can be fetched or computed again. After a power cut it may be cut or
+// gone, so its reader must check it.
+func (s *Store) Keep(name string, b []byte) error {
+	d, err := s.Draft()
+	if err != nil {
 		return err
+	}
+	defer d.Discard()
+	if _, err := d.Write(b); err != nil {
+		return err
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if err := s.root.MkdirAll(filepath.FromSlash(path.Dir(name)), 0o755); err != nil {
+		return fmt.Errorf("keeping %s: %w", name, err)
+	}
+	if err := s.root.Rename(filepath.FromSlash(d.name), filepath.FromSlash(name)); err != nil {
+		return fmt.Errorf("keeping %s: %w", name, err)
+	}
+	d.done = true
+	return nil
+}
+
+func checkName(name string) error {
+	if !fs.ValidPath(name) || strings.HasPrefix(name, temp) {
+		return fmt.Errorf("name %q: %w", name, fs.ErrInvalid)
 	}
 	return nil
 }
@@ -276,8 +300,8 @@ func (d *Draft) Replace(name string) error {
 
 // settle brings the bytes to disk and makes the folder of name.
 func (d *Draft) settle(name string) error {
-	if !fs.ValidPath(name) || strings.HasPrefix(name, temp) {
-		return fmt.Errorf("name %q: %w", name, fs.ErrInvalid)
+	if err := checkName(name); err != nil {
+		return err
 	}
 	if err := d.f.Sync(); err != nil {
 		return err

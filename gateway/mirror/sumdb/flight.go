@@ -20,35 +20,52 @@ import (
 // errors to text.
 type flight struct {
 	d   *Database
+	m   module.Version  // what is asked about
 	ctx context.Context // the interface has no room for it
+	// afresh leaves out what is kept: it may be cut or spoilt, and then nothing
+	// that rests on it would ever verify again.
+	afresh bool
 
 	mu     sync.Mutex // guards all below
 	lookup []byte     // the record as the database sent it
 	errs   []error    // of ReadRemote
 }
 
-func (d *Database) flight(ctx context.Context) (*flight, error) {
-	if err := d.Err(); err != nil {
-		return nil, err
+// ask puts one question to the database, a second time without what is kept
+// if the first answer does not verify.
+func (d *Database) ask(ctx context.Context, m module.Version, question func(*sumdb.Client) error) (*flight, error) {
+	for _, afresh := range []bool{false, true} {
+		if err := d.Err(); err != nil {
+			return nil, err
+		}
+		f := &flight{d: d, m: m, ctx: ctx, afresh: afresh}
+		// Client keeps results and errors for its life, so it lives for one question.
+		err := question(sumdb.NewClient(f))
+		if err == nil {
+			return f, nil
+		}
+		if err = f.explain(err); afresh || !errors.Is(err, ErrInvalid) {
+			return nil, err
+		}
 	}
-	return &flight{d: d, ctx: ctx}, nil
+	panic("unreachable: the second round returns")
 }
 
 // explain gives the client's error its class back.
-func (f *flight) explain(m module.Version, err error) error {
+func (f *flight) explain(err error) error {
 	if serr := f.d.Err(); serr != nil {
 		return serr
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.errs) == 0 {
-		return fmt.Errorf("looking up %s in %s: %w: %v", m, f.d.name, ErrInvalid, err) //nolint:errorlint // the client's errors are text only
+		return fmt.Errorf("looking up %s in %s: %w: %v", f.m, f.d.name, ErrInvalid, err) //nolint:errorlint // the client's errors are text only
 	}
 	first := f.errs[0]
 	if f.lookup == nil && errors.Is(first, fs.ErrNotExist) {
-		return fmt.Errorf("%s in %s: %w", m, f.d.name, ErrNotListed)
+		return fmt.Errorf("%s in %s: %w", f.m, f.d.name, ErrNotListed)
 	}
-	return fmt.Errorf("looking up %s in %s: %w: %w", m, f.d.name, ErrUnreachable, trouble{first})
+	return fmt.Errorf("looking up %s in %s: %w: %w", f.m, f.d.name, ErrUnreachable, trouble{first})
 }
 
 // trouble hides that a tile was "not found": for a caller that is no answer about a module.
@@ -90,28 +107,22 @@ func (f *flight) ReadConfig(file string) ([]byte, error) {
 func (f *flight) WriteConfig(_ string, old, head []byte) error { return f.d.swap(old, head) }
 
 func (f *flight) ReadCache(file string) ([]byte, error) {
+	if f.afresh {
+		return nil, fs.ErrNotExist
+	}
 	return f.d.store.Read("sumdb/"+file, maxLookup)
 }
 
+// WriteCache is called with what was proved. What is not kept is asked for
+// again; so is a record, however true, that stands under another's name.
 func (f *flight) WriteCache(file string, data []byte) {
-	// What is not kept is asked for again; other bytes than before would be
-	// another record or tile at one place, which a client may not overlook.
-	if err := f.d.store.Publish("sumdb/"+file, data); err != nil && !sameRecord(f.d, file, data) {
-		f.d.log.LogAttrs(f.ctx, slog.LevelError, "checksum file not kept",
+	if strings.HasPrefix(file, f.d.name+"/lookup/") && !bytes.Contains(data, []byte("\n"+f.m.Path+" "+f.m.Version+" ")) {
+		return
+	}
+	if err := f.d.store.Keep("sumdb/"+file, data); err != nil {
+		f.d.log.LogAttrs(f.ctx, slog.LevelWarn, "checksum file not kept",
 			slog.String("sumdb", f.d.name), slog.String("file", file), slog.Any("err", err))
 	}
-}
-
-// sameRecord tells two copies of one lookup apart from two records: they may
-// carry different heads.
-func sameRecord(d *Database, file string, data []byte) bool {
-	old, err := d.store.Read("sumdb/"+file, maxLookup)
-	if err != nil || !strings.HasPrefix(file, d.name+"/lookup/") {
-		return false
-	}
-	a, _, _ := bytes.Cut(old, []byte("\n\n"))
-	b, _, _ := bytes.Cut(data, []byte("\n\n"))
-	return bytes.Equal(a, b)
 }
 
 func (f *flight) Log(msg string) {
@@ -138,7 +149,7 @@ func (d *Database) swap(old, head []byte) error {
 	// The first head of each day dates every record below its size.
 	day := d.file("heads/" + time.Now().UTC().Format(time.DateOnly))
 	if _, err := d.store.Read(day, maxLookup); errors.Is(err, fs.ErrNotExist) {
-		return d.store.Publish(day, head)
+		return d.store.Replace(day, head)
 	}
 	return nil
 }

@@ -28,15 +28,21 @@ func (d *Database) Lookup(ctx context.Context, m module.Version, cachedOnly bool
 		return nil, err
 	}
 	b, err := d.store.Read(d.file("lookup/"+p+"@"+v), maxLookup)
+	if _, _, _, bad := tlog.ParseRecord(b); err == nil && bad != nil {
+		err = fmt.Errorf("record of %s is cut: %w", m, fs.ErrNotExist)
+	}
 	if err == nil || !errors.Is(err, fs.ErrNotExist) || cachedOnly {
 		return b, err
 	}
-	f, err := d.flight(ctx)
+	f, err := d.ask(ctx, m, func(c *sumdb.Client) error {
+		lines, err := c.Lookup(m.Path, m.Version)
+		if err == nil && len(lines) == 0 {
+			err = errAnother
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	if _, err := sumdb.NewClient(f).Lookup(m.Path, m.Version); err != nil {
-		return nil, f.explain(m, err)
 	}
 	if f.lookup == nil { // another flight kept it between our two looks
 		return d.store.Read(d.file("lookup/"+p+"@"+v), maxLookup)
@@ -161,18 +167,18 @@ func (d *Database) Tile(ctx context.Context, t tlog.Tile, cachedOnly bool) ([]by
 	return nil, fmt.Errorf("reading tile %s of %s: %w", t.Path(), d.name, ErrInvalid)
 }
 
-// stored reads a kept tile, or cuts it from the full one.
+// stored reads a kept tile, or cuts it from the full one; a cut one is as good as none.
 func (d *Database) stored(t tlog.Tile) ([]byte, error) {
 	b, err := d.store.Read(d.file(t.Path()), maxData)
-	if err == nil || t.L < 0 || t.W == 1<<t.H {
-		return b, err
+	if err == nil && (t.L < 0 && len(b) > 0 || len(b) == t.W*tlog.HashSize) {
+		return b, nil
 	}
-	w := t.W
-	t.W = 1 << t.H
-	if b, err = d.store.Read(d.file(t.Path()), maxTile); err == nil && len(b) == maxTile {
-		b = b[:w*tlog.HashSize]
+	full := t
+	full.W = 1 << t.H
+	if b, err = d.store.Read(d.file(full.Path()), maxTile); t.L >= 0 && err == nil && len(b) == maxTile {
+		return b[:t.W*tlog.HashSize], nil
 	}
-	return b, err
+	return nil, fmt.Errorf("tile %s: %w", t.Path(), fs.ErrNotExist)
 }
 
 // grown gives a tree of at least n records, asking for a newer head if need be.
@@ -216,7 +222,7 @@ func (d *Database) data(ctx context.Context, t tlog.Tile, hashes []tlog.Hash) ([
 	if len(rest) > 0 {
 		return nil, fmt.Errorf("%s of %s is too long: %w", t.Path(), d.name, ErrInvalid)
 	}
-	return b, d.store.Publish(d.file(t.Path()), b)
+	return b, d.store.Keep(d.file(t.Path()), b)
 }
 
 // tiles is the tlog.TileReader of one question.
@@ -269,7 +275,7 @@ func (r *tiles) SaveTiles(list []tlog.Tile, data [][]byte) {
 	for i, t := range list {
 		if _, err := r.d.stored(t); err != nil {
 			// What is not kept is asked for again.
-			_ = r.d.store.Publish(r.d.file(t.Path()), data[i])
+			_ = r.d.store.Keep(r.d.file(t.Path()), data[i])
 		}
 	}
 }

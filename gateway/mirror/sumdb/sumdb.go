@@ -48,10 +48,11 @@ const (
 	maxData   = 16 << 20
 )
 
-// Store keeps files under names with slashes; store.Store is one.
+// Store has files under names with slashes; store.Store is one. Keep may lose
+// a file, Replace may not.
 type Store interface {
 	Read(name string, maxBytes int64) ([]byte, error)
-	Publish(name string, b []byte) error
+	Keep(name string, b []byte) error
 	Replace(name string, b []byte) error
 }
 
@@ -165,28 +166,28 @@ func (d *Database) open(head []byte) (tlog.Tree, error) {
 // the go.mod file ("h1:…"). The error is ErrNotListed, ErrSecurity,
 // ErrInvalid or ErrUnreachable, with what lies below it.
 func (d *Database) Sums(ctx context.Context, m module.Version) (zip, mod string, err error) {
-	f, err := d.flight(ctx)
-	if err != nil {
-		return "", "", err
-	}
-	// Client keeps results and errors for its life, so it lives for one question.
-	c := sumdb.NewClient(f)
-	lines, err := c.Lookup(m.Path, m.Version)
-	if err != nil {
-		return "", "", f.explain(m, err)
-	}
-	zip = hashIn(lines, m.Path+" "+m.Version+" ")
-	// The same record: from the client's memory, not asked again.
-	if lines, err = c.Lookup(m.Path, m.Version+"/go.mod"); err != nil {
-		return "", "", f.explain(m, err)
-	}
-	mod = hashIn(lines, m.Path+" "+m.Version+"/go.mod ")
-	if zip == "" || mod == "" {
-		// No line is no proof: an empty answer must never pass for a match.
-		return "", "", fmt.Errorf("%s in %s: the record lacks a line: %w", m, d.name, ErrNotListed)
-	}
-	return zip, mod, nil
+	_, err = d.ask(ctx, m, func(c *sumdb.Client) error {
+		plain, err := c.Lookup(m.Path, m.Version)
+		if err != nil {
+			return err
+		}
+		// The same record: from the client's memory, not asked again.
+		gomod, err := c.Lookup(m.Path, m.Version+"/go.mod")
+		if err != nil {
+			return err
+		}
+		zip = hashIn(plain, m.Path+" "+m.Version+" ")
+		mod = hashIn(gomod, m.Path+" "+m.Version+"/go.mod ")
+		if zip == "" || mod == "" {
+			return errAnother // no line is no proof: an empty answer must never pass for a match
+		}
+		return nil
+	})
+	return zip, mod, err
 }
+
+// errAnother is a record that is proved but does not speak of the version asked for.
+var errAnother = errors.New("the record is of another version")
 
 func hashIn(lines []string, prefix string) string {
 	for _, l := range lines {

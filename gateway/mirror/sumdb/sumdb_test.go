@@ -126,8 +126,15 @@ func TestRecordOfAnotherVersionIsNoMatch(t *testing.T) {
 	b.opt.Store = s
 	b.open(t)
 	b.up.Break("*/lookup/*", mirrortest.Fault{Body: other})
-	if zip, mod, err := b.Sums(t.Context(), version(0)); !errors.Is(err, sumdb.ErrNotListed) {
-		t.Errorf("Sums = %q, %q, %v; want ErrNotListed", zip, mod, err)
+	if zip, mod, err := b.Sums(t.Context(), version(0)); !errors.Is(err, sumdb.ErrInvalid) {
+		t.Errorf("Sums = %q, %q, %v; want ErrInvalid", zip, mod, err)
+	}
+	if rec, err := b.Lookup(t.Context(), version(0), false); !errors.Is(err, sumdb.ErrInvalid) {
+		t.Errorf("Lookup = %q, %v; want ErrInvalid", rec, err)
+	}
+	b.up.Clear()
+	if _, _, err := b.Sums(t.Context(), version(0)); err != nil {
+		t.Errorf("the other record was kept: %v", err)
 	}
 }
 
@@ -316,5 +323,28 @@ func TestSpoiltHeadOnDisk(t *testing.T) {
 	b.opt.Store = s
 	if _, err := sumdb.Open(b.opt); err == nil {
 		t.Error("Open with a spoilt head: no error; forgetting it would allow a rollback")
+	}
+}
+
+func TestSpoiltFilesHealThemselves(t *testing.T) {
+	b := start(t, 3)
+	b.grow(t, 2)
+	for _, tt := range []struct {
+		name string
+		data []byte
+	}{
+		{"lookup/example.com/m@v1.0.0", nil},
+		{"tile/8/0/000.p/2", make([]byte, 64)},
+		{"tile/8/0/000.p/2", []byte("cut")},
+	} {
+		if err := b.store.Replace("sumdb/"+b.Name()+"/"+tt.name, tt.data); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := b.Sums(t.Context(), version(0)); err != nil {
+			t.Errorf("with %s spoilt: %v", tt.name, err)
+		}
+		if _, err := b.Lookup(t.Context(), version(0), false); err != nil {
+			t.Errorf("with %s spoilt, serving: %v", tt.name, err)
+		}
 	}
 }

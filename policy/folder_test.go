@@ -177,7 +177,7 @@ func TestRestore(t *testing.T) {
 			empty(dir)
 			name := newest(state)
 			b, _ := os.ReadFile(name)
-			os.WriteFile(name, []byte(strings.Replace(string(b), "deny: [example.com]", "deny: [example.org]", 1)), 0o600)
+			os.WriteFile(name, []byte(strings.Replace(string(b), "name: test", "name: tesu", 1)), 0o600)
 		})
 		if effect(t, e) != policy.Allow {
 			t.Errorf("Status() = %+v, want the older archive", e.Status())

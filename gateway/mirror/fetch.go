@@ -165,11 +165,7 @@ func (m *Mirror) checkZip(d *store.Draft, v module.Version, want sums) (string, 
 	if err := checkDirectory(d.File()); err != nil {
 		return garbage(err)
 	}
-	cf, err := modzip.CheckZip(v, d.File())
-	if err == nil {
-		err = cf.Err()
-	}
-	if err != nil {
+	if _, err := modzip.CheckZip(v, d.File()); err != nil {
 		return garbage(err)
 	}
 	mod, err := zipMod(d.File(), v)

@@ -135,13 +135,21 @@ func lyingZip(tb testing.TB) []byte {
 	return z
 }
 
-// manyFiles is a zip whose directory alone would fill memory.
+// manyFiles is a zip that is legal but for a directory that would fill memory.
 func manyFiles(tb testing.TB) []byte {
 	tb.Helper()
-	z := zipOf(tb, prefix+"a.txt", "a")
-	i := bytes.LastIndex(z, []byte("PK\x05\x06"))
-	copy(z[i+12:], []byte{0, 0, 0, 0x10})
-	return z
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	long := strings.Repeat("n", 4000)
+	for i := range 6500 {
+		if _, err := z.CreateRaw(&zip.FileHeader{Name: fmt.Sprintf("%s%d-%s", prefix, i, long)}); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 func TestHostileZipIsNeitherStoredNorServed(t *testing.T) {
@@ -214,7 +222,7 @@ func TestBytesThatDoNotMatchAreAnIncident(t *testing.T) {
 func TestWrongBytesFromUpstream(t *testing.T) {
 	up := mirrortest.Start(t, module("example.com/m", "v1.0.0"))
 	b := start(t, up, nil)
-	other := zipOf(t, "example.com/m@v1.0.0/go.mod", "module example.com/m\n", "example.com/m@v1.0.0/evil.go", "package m\n")
+	other := zipOf(t, "example.com/m@v1.0.0/go.mod", "module example.com/m\n\ngo 1.20\n", "example.com/m@v1.0.0/evil.go", "package m\n")
 	up.Break("*.zip", mirrortest.Fault{Body: other})
 	if _, _, err := b.get(t.Context(), "/example.com/m/@v/v1.0.0.zip"); !errors.Is(err, mirror.ErrMismatch) {
 		t.Errorf("Open = %v, want ErrMismatch", err)

@@ -13,7 +13,7 @@ const (
 	GrantTokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // an identifier, no credential
 	TypeAccessToken    = "urn:ietf:params:oauth:token-type:access_token"   //nolint:gosec // an identifier, no credential
 	TypeIDToken        = "urn:ietf:params:oauth:token-type:id_token"       //nolint:gosec // an identifier, no credential
-	TypeJWT            = "urn:ietf:params:oauth:token-type:jwt"            //nolint:gosec // an identifier, no credential
+	TypeJWT            = "urn:ietf:params:oauth:token-type:jwt"
 )
 
 var (

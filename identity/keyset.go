@@ -99,7 +99,7 @@ func issuerClient(cfg Issuer, base *http.Client) (*http.Client, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("reading ca_file %s: no certificate in it", cfg.CAFile)
 	}
-	t := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // documented by net/http
+	t := http.DefaultTransport.(*http.Transport).Clone() // always, says net/http
 	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	c.Transport = t
 	return c, nil

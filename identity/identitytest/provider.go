@@ -63,15 +63,15 @@ func NewProvider(cfg ProviderConfig) (*Provider, error) {
 	config := &op.Config{CodeMethodS256: true, SupportedScopes: []string{"openid", "profile", "email"}}
 	_, _ = rand.Read(config.CryptoKey[:])
 	config.CryptoKeyId = "1"
-	real, err := op.NewProvider(config, st, op.StaticIssuer(cfg.Issuer))
+	inner, err := op.NewProvider(config, st, op.StaticIssuer(cfg.Issuer))
 	if err != nil {
 		return nil, fmt.Errorf("making OpenID provider: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", real)
+	mux.Handle("/", inner)
 	mux.HandleFunc("GET /login", showLogin)
-	callback := op.AuthCallbackURL(real)
-	back := op.NewIssuerInterceptor(real.IssuerFromRequest).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	callback := op.AuthCallbackURL(inner)
+	back := op.NewIssuerInterceptor(inner.IssuerFromRequest).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.PostFormValue("id")
 		if err := st.signIn(id, r.PostFormValue("username"), r.PostFormValue("password")); err != nil {
 			http.Error(w, err.Error(), http.StatusUnauthorized)

@@ -154,6 +154,10 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 	if err := l.recover(o); err != nil {
 		return nil, err
 	}
+	// Room for control records and checkpoints is taken before the first request can meet a full disk.
+	if err := l.fillBallast(); err != nil && !outOfSpace(err) {
+		return nil, err
+	}
 	if err := l.metrics.register(o.Registerer); err != nil {
 		l.metrics.unregister(o.Registerer)
 		return nil, err

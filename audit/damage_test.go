@@ -140,6 +140,9 @@ func TestTampering(t *testing.T) {
 		}
 		defer f.Close()
 		for i, c := range sealed {
+			if i > 2*(offsets[1]-offsets[0]) && i%4 != 0 { // every byte of two records, then samples
+				continue
+			}
 			if _, err := f.WriteAt([]byte{c ^ 1<<(i%8)}, int64(i)); err != nil {
 				t.Fatal(err)
 			}

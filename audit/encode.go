@@ -126,7 +126,7 @@ func (e *encoder) cleanPath(path string) (clean string, cut bool) {
 		path = strings.Join(elems, "/")
 	}
 	for i := range len(path) {
-		if path[i] == '!' || !plain[path[i]] {
+		if path[i] == '!' || !plain(path[i]) {
 			redacted, n := e.secrets.redact(unescapePath(path))
 			if n > 0 {
 				e.redacted += n
@@ -365,19 +365,14 @@ func (e *encoder) cutField(name string) {
 	}
 }
 
-// plain holds the bytes that stand for themselves in a JSON string and on a terminal.
-var plain = func() (t [256]bool) {
-	for c := 0x20; c < 0x7f; c++ {
-		t[c] = c != '"' && c != '\\'
-	}
-	return t
-}()
+// plain reports whether a byte stands for itself in a JSON string and on a terminal.
+func plain(c byte) bool { return c >= 0x20 && c < 0x7f && c != '"' && c != '\\' }
 
 // quote appends s as a JSON string of at most most bytes and reports whether all of it fitted.
 func (e *encoder) quote(s string, most int) bool {
 	e.buf = append(e.buf, '"')
 	n := 0
-	for n < len(s) && n < most && plain[s[n]] {
+	for n < len(s) && n < most && plain(s[n]) {
 		n++
 	}
 	e.buf = append(e.buf, s[:n]...)

@@ -113,8 +113,8 @@ func scripted(dir string, d disk) (acked []string, poisoned bool) {
 	if err != nil {
 		return nil, true
 	}
-	for i := range 12 {
-		if i == 6 {
+	for i := range 6 {
+		if i == 3 {
 			l.mu.Lock()
 			for l.busy {
 				l.idle.Wait()

@@ -44,6 +44,7 @@ func TestNoDecision(t *testing.T) {
 		"P6 built-in error: bad semver":           with(`{"visible": semver.compare(input.resource.path, "v1.0.0") == 0}`),
 		"P6 built-in error: bad regex of data":    `decision := allowed if regex.match(input.resource.host, concat("", ["[", input.subject.id]))`,
 		"P6 built-in error: bad number":           `decision := allowed if to_number(input.subject.id) == 1`,
+		"P6 built-in error under a not":           "decision := allowed if not bad\n\nbad if semver.compare(input.resource.path, \"v1.0.0\") == 0",
 		"T74 division by zero":                    `decision := allowed if 1 / (input.context.day - input.context.day) == 1`,
 		"T74 not a boolean":                       with(`{"visible": "yes"}`),
 	} {

@@ -256,3 +256,30 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestRedirectsThatAreRefused(t *testing.T) {
+	plain, other := mirrortest.Start(t, mod), mirrortest.StartTLS(t, mod)
+	up := mirrortest.StartTLS(t, mod)
+	const file = "/example.com/m/@v/v1.0.0.mod"
+	for _, tt := range []struct {
+		name, to string
+		seen     *mirrortest.Server
+	}{
+		{"E9 from https to http, though the host is listed", plain.URL + file, plain},
+		{"E9 to a loopback address that is not listed", other.URL + file, other},
+		{"E9 to a name of a loopback address", strings.Replace(other.URL, "127.0.0.1", "localhost", 1) + file, other},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			up.Clear()
+			up.Break("*", mirrortest.Fault{Redirect: tt.to})
+			c := client(t, up.URL, func(o *upstream.Options) {
+				o.Transport = up.TLS.Client().Transport.(*http.Transport)
+				o.RedirectHosts = []string{strings.TrimPrefix(plain.URL, "http://")}
+			})
+			_, err := c.Get(t.Context(), file[1:], 100, nil)
+			if !errors.Is(err, upstream.ErrFailed) || !strings.Contains(err.Error(), "redirect refused") || tt.seen.Count("*") > 0 {
+				t.Errorf("Get = %v after %d requests there, want a refusal and none", err, tt.seen.Count("*"))
+			}
+		})
+	}
+}

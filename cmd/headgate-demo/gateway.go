@@ -18,6 +18,9 @@ import (
 	"time"
 )
 
+// startWait is how long the gateway may take until it is ready.
+const startWait = 60 * time.Second
+
 // A gate is the real headgate, built from this clone and running as a child.
 type gate struct {
 	dir        string // of the story
@@ -26,7 +29,8 @@ type gate struct {
 	machine    string // host:port, as .netrc names it
 	operations string
 	process    *child
-	http       *http.Client // trusts the gateway's CA; made once it is up
+	roots      *x509.CertPool // the gateway's CA; known once it is up
+	http       *http.Client
 }
 
 // build compiles headgate from the module that the working folder belongs to.
@@ -74,8 +78,12 @@ func (g *gate) start(ctx context.Context, level string) (err error) {
 	if err != nil {
 		return err
 	}
+	late := time.After(startWait)
 	for !g.ready(ctx) {
 		select {
+		case <-late:
+			text, _ := os.ReadFile(g.process.log(g.dir))
+			return fmt.Errorf("starting the gateway: it is not ready after %s:\n%s", startWait, text)
 		case <-g.process.done:
 			text, _ := os.ReadFile(g.process.log(g.dir))
 			return fmt.Errorf("starting the gateway: it ended (%w):\n%s", g.process.err, text)
@@ -88,9 +96,9 @@ func (g *gate) start(ctx context.Context, level string) (err error) {
 	if err != nil {
 		return fmt.Errorf("reading the gateway's CA: %w", err)
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
-	g.http = &http.Client{Transport: trusting(roots), Timeout: time.Minute}
+	g.roots = x509.NewCertPool()
+	g.roots.AppendCertsFromPEM(pem)
+	g.http = &http.Client{Transport: trusting(g.roots), Timeout: time.Minute}
 	return nil
 }
 

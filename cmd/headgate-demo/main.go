@@ -74,6 +74,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	flags.BoolVar(&keep, "keep", false, "")
 	flags.BoolVar(&stay, "stay", false, "")
 	err := flags.Parse(args)
+	verb := flags.Arg(0)
+	if err == nil && verb != "" {
+		err = flags.Parse(flags.Args()[1:]) // flags may follow the verb
+	}
 	if errors.Is(err, flag.ErrHelp) {
 		_, err = io.WriteString(stdout, help)
 		return err
@@ -81,13 +85,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUse, err)
 	}
-	verb := strings.Join(flags.Args(), " ")
 	t := newTeller(stdout)
 	switch {
+	case flags.NArg() > 0:
+		return fmt.Errorf("%w: %q is too much", errUse, flags.Args())
 	case verb == "bench" && !stay:
 		return inFolder(ctx, keep, t, bench)
 	case verb != "":
-		return fmt.Errorf("%w: there is no verb %q", errUse, verb)
+		return fmt.Errorf("%w: there is no verb %q, or not with these flags", errUse, verb)
 	case stay:
 		return inFolder(ctx, keep, t, remain)
 	}

@@ -87,6 +87,7 @@ func TestParseTargetRefuses(t *testing.T) {
 		{"T30 escaped slash", "/example.com%2fm/@v/list", mirror.ErrSpelling},
 		{"T30 escaped backslash", "/example.com%5cm/@v/list", mirror.ErrSpelling},
 		{"T30 backslash", `/example.com\m/@v/list`, mirror.ErrSpelling},
+		{"T30 escaped slash in a revision", "/example.com/m/@v/a%2fb.info", mirror.ErrSpelling},
 		{"T30 twice escaped", "/example.com%252fm/@v/list", mirror.ErrSpelling},
 		{"T30 NUL", "/example.com/m%00/@v/list", mirror.ErrSpelling},
 		{"T30 raw NUL", "/example.com/m\x00/@v/list", mirror.ErrSpelling},

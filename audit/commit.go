@@ -285,7 +285,7 @@ func (l *Log) write(b *batch) error {
 	}
 	start := time.Now()
 	if err := l.active.file.datasync(); err != nil {
-		return l.failed(fmt.Errorf("fsync: %w", noSpaceOf{err}))
+		return l.failed(fmt.Errorf("fsync: %w", noSpaceError{err}))
 	}
 	took := time.Since(start)
 	l.active.off += int64(len(b.buf))
@@ -303,18 +303,18 @@ func (l *Log) write(b *batch) error {
 	return nil
 }
 
-// noSpaceOf hides what an fsync error is: even ENOSPC is final there, since pages may be lost.
-type noSpaceOf struct{ error }
+// noSpaceError hides what an fsync error is: even ENOSPC is final there, since pages may be lost.
+type noSpaceError struct{ error }
 
 // cutBack takes an unfinished write off the end of the segment, so that no frame of it is ever read as a record. The
 // segment grows again when there is room.
 func (l *Log) cutBack() error {
 	l.active.size = l.active.off
 	if err := l.active.file.Truncate(l.active.off); err != nil {
-		return noSpaceOf{fmt.Errorf("truncating segment: %w", err)}
+		return noSpaceError{fmt.Errorf("truncating segment: %w", err)}
 	}
 	if err := l.active.file.datasync(); err != nil {
-		return noSpaceOf{fmt.Errorf("syncing truncated segment: %w", err)}
+		return noSpaceError{fmt.Errorf("syncing truncated segment: %w", err)}
 	}
 	return nil
 }

@@ -156,7 +156,7 @@ func inspectTail(file io.ReaderAt, off, seq int64) (tail, error) {
 		if at == off {
 			t.head = slices.Clone(buf[:min(n, maxPayload)])
 		}
-		for i := 0; i < min(n, step); i++ {
+		for i := range min(n, step) {
 			if buf[i] != 0 {
 				t.bytes = at + int64(i) + 1 - off
 			}

@@ -86,7 +86,7 @@ func (l *Log) addSegment() error {
 		return fmt.Errorf("naming segment: %w", err)
 	}
 	if err := l.disk.syncDir(l.layout.segments()); err != nil {
-		return fmt.Errorf("naming segment: %w", noSpaceOf{err})
+		return fmt.Errorf("naming segment: %w", noSpaceError{err})
 	}
 	f, err := l.disk.create(name)
 	if err != nil {
@@ -133,10 +133,10 @@ func (l *Log) makeSpare(zeros int64) (err error) {
 }
 
 // readySpare makes the next segment if there is none, and reports whether one is ready.
-func (l *Log) readySpare(make bool) (bool, error) {
+func (l *Log) readySpare(create bool) (bool, error) {
 	l.spareMu.Lock()
 	defer l.spareMu.Unlock()
-	if l.spare || !make {
+	if l.spare || !create {
 		return l.spare, nil
 	}
 	err := l.makeSpare(l.cfg.SegmentBytes)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -84,7 +85,7 @@ func validAddress(key, address string) []error {
 	}
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
-		_, err = net.LookupPort("tcp", port) // numbers are never looked up
+		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
 		return []error{fmt.Errorf("%s: %q is no address; want HOST:PORT, as in %s", key, address, defaultListen)}

@@ -16,7 +16,7 @@ import (
 // A Problem is the answer to a request that gets no module: what the client is told, and what the log is told.
 // Status codes are part of the security boundary: the go command takes 404 and 410 as "ask the next proxy",
 // so a refusal is 401 or 403, trouble is 5xx, and 404 only says that what an allowed caller asked for is not there.
-type Problem struct {
+type Problem struct { //nolint:errname // the field's word: RFC 9457
 	Status     int
 	Code       string // stable, upper case, as in THREATS and policy
 	Public     string // the sentence after the code; no request bytes

@@ -164,7 +164,7 @@ func canonical(raw string) bool {
 	if raw == "" || raw[0] != '/' {
 		return false
 	}
-	for i := 0; i < len(raw); i++ {
+	for i := range len(raw) {
 		switch c := raw[i]; {
 		case c <= ' ' || c >= 0x7f || c == '\\' || c == '#':
 			return false

@@ -362,7 +362,7 @@ func FuzzCanonical(f *testing.F) {
 		if !canonical(raw) {
 			return
 		}
-		r, err := http.NewRequest("GET", "https://localhost"+raw, nil)
+		r, err := http.NewRequest(http.MethodGet, "https://localhost"+raw, nil)
 		if err != nil {
 			return // net/http refuses it before us
 		}

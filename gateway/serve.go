@@ -32,33 +32,34 @@ var ErrAtOnce = errors.New("stopping at once")
 var ErrAuditLost = errors.New("audit log is lost to this process; see the log, then start again to recover it")
 
 // ListenLocal takes the administrator's socket alone: a gateway for the length of one command.
-func (s *Server) ListenLocal() (err error) {
-	s.socketListener, err = listenSocket(s.Socket())
+func (s *Server) ListenLocal(ctx context.Context) (err error) {
+	s.socketListener, err = listenSocket(ctx, s.Socket())
 	return err
 }
 
 // Listen takes the addresses, so that URL and Socket are known and two gateways on one address fail at start.
-func (s *Server) Listen() error {
+func (s *Server) Listen(ctx context.Context) error {
 	if s.ownCertificate() {
 		if err := ensureLocalCA(filepath.Join(s.cfg.State, "ca"), s.cfg.names()); err != nil {
 			return err
 		}
 	}
 	var err error
+	var tcp net.ListenConfig
 	if s.certificate, err = loadCertificate(s.cfg.TLS.Cert, s.cfg.TLS.Key); err != nil {
 		return err
 	}
-	if s.publicListener, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+	if s.publicListener, err = tcp.Listen(ctx, "tcp", s.cfg.Listen); err != nil {
 		return fmt.Errorf("listening for clients on gateway.listen: %w", err)
 	}
-	if s.operationsListener, err = net.Listen("tcp", s.cfg.Operations); err != nil {
+	if s.operationsListener, err = tcp.Listen(ctx, "tcp", s.cfg.Operations); err != nil {
 		return fmt.Errorf("listening on gateway.operations: %w", err)
 	}
 	if s.cfg.URL == "" {
 		_, port, _ := net.SplitHostPort(s.publicListener.Addr().String())
 		s.cfg.URL = "https://localhost:" + port
 	}
-	return s.ListenLocal()
+	return s.ListenLocal(ctx)
 }
 
 // ownCertificate tells whether the gateway makes its certificate itself.
@@ -83,7 +84,7 @@ func (s *Server) Socket() string { return SocketPath(s.cfg.State) }
 // SocketPath is where the gateway with that state folder listens for its administrator.
 func SocketPath(state string) string { return filepath.Join(state, "headgate.sock") }
 
-func listenSocket(path string) (net.Listener, error) {
+func listenSocket(ctx context.Context, path string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("listening on %s: the path has %d bytes and a socket's may have %d; choose a shorter state folder", path, len(path), maxSocketPath)
 	}
@@ -92,7 +93,7 @@ func listenSocket(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)
 	}
 	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	syscall.Umask(old)
 	if err != nil {
 		return nil, fmt.Errorf("listening on the administrator's socket: %w", err)

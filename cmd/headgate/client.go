@@ -57,7 +57,7 @@ func (o *remote) connect(ctx context.Context) (*client, error) {
 		return nil, err
 	}
 	socket := gateway.SocketPath(c.State)
-	conn, err := net.Dial("unix", socket)
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err == nil {
 		conn.Close()
 		return overSocket(socket, func() error { return nil }), nil
@@ -78,7 +78,7 @@ func brieflyServe(ctx context.Context, c *config) (stop func() error, err error)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.server.ListenLocal(); err != nil {
+	if err := a.server.ListenLocal(ctx); err != nil {
 		return nil, errors.Join(err, a.close())
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

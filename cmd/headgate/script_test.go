@@ -45,12 +45,12 @@ func (c cleaning) Run() int {
 // testdata/mod/*.txtar with a checksum database of its own. A child that dials beyond loopback ends in a trap.
 func TestScripts(t *testing.T) {
 	archives := readArchives(t)
-	real := machineGOPROXY(t)
+	machine := machineGOPROXY(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			return newScript(env, archives, real)
+			return newScript(env, archives, machine)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
@@ -101,7 +101,7 @@ type scriptKey struct{}
 
 func of(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*script) }
 
-func newScript(env *testscript.Env, archives []string, real string) error {
+func newScript(env *testscript.Env, archives []string, machine string) error {
 	s := &script{}
 	up, err := mirrortest.New("", archives...)
 	if err != nil {
@@ -133,7 +133,7 @@ func newScript(env *testscript.Env, archives []string, real string) error {
 	}
 	for key, value := range map[string]string{
 		"HOME": home, "UPSTREAM": server.URL, "SUMDB_KEY": up.Key(), "PORT": port, "OPS": ops,
-		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": real, "REAL_HTTPS_PROXY": os.Getenv("HTTPS_PROXY"),
+		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": machine, "REAL_HTTPS_PROXY": os.Getenv("HTTPS_PROXY"),
 		"GOENV": "off", "GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOSUMDB": up.Key(), "GOPRIVATE": "", "GONOSUMDB": "", "GONOPROXY": "",
 		"GOPATH": filepath.Join(home, "go"), "GOMODCACHE": filepath.Join(home, "cache0"), "GOCACHE": filepath.Join(os.TempDir(), "headgate-test-gocache"),
 		"SSL_CERT_FILE": filepath.Join(env.WorkDir, "state/ca/ca.pem"), "HEADGATE_CONFIG": filepath.Join(env.WorkDir, "headgate.yaml"),

@@ -62,7 +62,7 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer
 		return err
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
-	if err := a.server.Listen(); err != nil {
+	if err := a.server.Listen(ctx); err != nil {
 		return err
 	}
 	a.welcome(stdout)

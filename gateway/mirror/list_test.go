@@ -73,6 +73,7 @@ func next(version string) mirrortest.Module {
 }
 
 func TestTroubleServesOldListsButNothingElse(t *testing.T) {
+	t.Parallel()
 	up := mirrortest.Start(t, module("example.com/m", "v1.0.0"))
 	up.SetQuery("example.com/m", "main", "v1.0.0")
 	b := start(t, up, nil)

@@ -153,6 +153,7 @@ func manyFiles(tb testing.TB) []byte {
 }
 
 func TestHostileZipIsNeitherStoredNorServed(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		zip  []byte

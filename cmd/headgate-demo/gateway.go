@@ -36,7 +36,7 @@ type gate struct {
 // build compiles headgate from the module that the working folder belongs to.
 func build(ctx context.Context, dir string) (*gate, error) {
 	g := &gate{dir: dir, binary: filepath.Join(dir, "headgate"), config: filepath.Join(dir, "headgate.yaml")}
-	out, err := command(ctx, "", nil, "go", "build", "-o", g.binary, "github.com/headgate/headgate/cmd/headgate")
+	out, err := command(ctx, "", nil, "go", "build", "-buildvcs=false", "-o", g.binary, "github.com/headgate/headgate/cmd/headgate")
 	if err != nil {
 		return nil, fmt.Errorf("building headgate; run this inside the clone: %w\n%s", err, out)
 	}

@@ -84,12 +84,12 @@ func (l load) run(ctx context.Context, s *server, length time.Duration) (sample,
 	if err := group.Wait(); err != nil {
 		return sample{}, fmt.Errorf("asking %s: %w", s.address, err)
 	}
-	out := sample{took: time.Since(start)}
+	out := sample{took: time.Since(start), cpu: -before}
 	after, err := cpuTime(s.process.cmd.Process.Pid)
 	if err != nil {
 		return sample{}, err
 	}
-	out.cpu = after - before
+	out.cpu += after
 	for _, n := range sizes {
 		out.bytes += n
 	}

@@ -67,7 +67,9 @@ func (p *provider) signIn(ctx context.Context, who *person) (idToken string, err
 	go func() { served <- callback.Serve(l) }()
 	defer func() {
 		_ = callback.Close() // only a listener of one redirect
-		<-served
+		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+			err = errors.Join(err, serr)
+		}
 	}()
 	start := client.AuthCodeURL(state, oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("nonce", nonce))
 	if err := p.browse(ctx, start, who); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // remain starts the world of the story, signs everybody in, says what to export, and stays until interrupted.
@@ -19,7 +20,7 @@ func remain(ctx context.Context, dir string, t *teller) (err error) {
 		if err := w.enter(ctx, who); err != nil {
 			return err
 		}
-		t.say("%s, groups %v, has a token for %s.", who.name, who.groups, who.expires)
+		t.say("%s, groups %v, has a token for %s.", who.name, who.groups, who.expires.Round(time.Minute))
 	}
 	t.step("To use it")
 	fmt.Fprintf(t.out, "\nexport GOPROXY=%s\nexport SSL_CERT_FILE=%s\nexport GOFLAGS=-modcacherw\n", w.gate.url(), w.gate.caFile())

@@ -109,6 +109,7 @@ var identityProblems = map[string]Problem{
 	"TOKEN-REVOKED":      {Status: 401, Public: "the token was revoked", Challenge: "login_required"},
 	"SESSION-OVER":       {Status: 401, Public: "the session is over", Challenge: "login_required"},
 	"SCOPE":              {Status: 403, Public: "the token's scope does not reach this module", Remedy: "none"},
+	"DEVICE-REQUIRED":    {Status: 403, Public: "this is done on a device that proves itself", Remedy: "none", Challenge: "device_required"},
 	"REQUEST-INVALID":    {Status: 400, Public: "the credential is not of a form that a client sends"},
 	"ISSUER-DOWN":        {Status: 503, Public: "the identity provider cannot be asked", RetryAfter: 10},
 	"STATE-DOWN":         {Status: 503, Public: "the state database cannot be asked", RetryAfter: 10},

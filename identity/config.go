@@ -31,6 +31,10 @@ type Issuer struct {
 	URL string `yaml:"url"`
 	// Type says whose tokens these are: person (default) or workload.
 	Type string `yaml:"type"`
+	// ClientID is this gateway's client at the issuer. A token whose azp claim names
+	// another client is refused (OpenID Connect Core 1.0, 3.1.3.7); empty: azp is
+	// not looked at.
+	ClientID string `yaml:"client_id"`
 	// Audiences are the values of aud that are meant for this gateway. At least
 	// one; a token that names any other audience beside them is refused.
 	Audiences []string `yaml:"audiences"`

@@ -141,6 +141,12 @@ func (i *issuer) checkUse(claims map[string]json.RawMessage) error {
 			return fmt.Errorf("audience %.128q is not ours", a)
 		}
 	}
+	if raw, ok := claims["azp"]; ok && i.cfg.ClientID != "" {
+		var azp string
+		if err := json.Unmarshal(raw, &azp); err != nil || azp != i.cfg.ClientID {
+			return fmt.Errorf("azp %.128q is not our client", raw)
+		}
+	}
 	for _, name := range []string{"events", "scope", "scp"} {
 		if _, ok := claims[name]; ok {
 			return fmt.Errorf("claim %q: this is no ID token", name)

@@ -418,3 +418,22 @@ func TestRealProvider(t *testing.T) {
 		}
 	})
 }
+
+// With client_id set, a token that was made for another client of the same audience is refused.
+func TestAuthorizedParty(t *testing.T) {
+	issuer := identitytest.NewIssuer("https://id.corp.example")
+	cfg := trust(issuer)
+	cfg.Issuers[0].ClientID = "headgate"
+	s := start(t, cfg, issuer)
+	for name, tt := range map[string]struct {
+		azp  any
+		want identity.Code
+	}{
+		"absent": {nil, ""}, "ours": {"headgate", ""}, "another's": {"grafana", identity.CredentialInvalid}, "a number": {1, identity.CredentialInvalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := bearer(s, issuer.Sign(issuer.Claims("alice", "headgate", map[string]any{"azp": tt.azp})))
+			wantCode(t, "azp "+name, err, tt.want)
+		})
+	}
+}

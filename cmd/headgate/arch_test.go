@@ -17,21 +17,19 @@ const root = "github.com/headgate/headgate/"
 // imports is the whole import table of the shipped code: a package imports its own children; gateway also imports
 // identity, policy and audit; cmd wires. A new edge is a change here and in README.md.
 var imports = map[string][]string{
-	"audit":                          {},
-	"identity":                       {},
-	"identity/identitytest":          {},
-	"policies":                       {},
-	"policy":                         {},
-	"gateway":                        {"audit", "gateway/mirror", "identity", "policy"},
-	"gateway/mirror":                 {"gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream"},
-	"gateway/mirror/mirrortest":      {},
-	"gateway/mirror/store":           {},
-	"gateway/mirror/store/storetest": {},
-	"gateway/mirror/sumdb":           {},
-	"gateway/mirror/upstream":        {},
-	"cmd/headgate":                   {"audit", "gateway", "gateway/mirror", "identity", "policies", "policy"},
-	"cmd/headgate-demo":              {"identity/identitytest"},
-	"deploy":                         {},
+	"audit":                     {},
+	"identity":                  {},
+	"identity/identitytest":     {},
+	"policies":                  {},
+	"policy":                    {},
+	"gateway":                   {"audit", "gateway/mirror", "identity", "policy"},
+	"gateway/mirror":            {"gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream"},
+	"gateway/mirror/mirrortest": {},
+	"gateway/mirror/store":      {},
+	"gateway/mirror/sumdb":      {},
+	"gateway/mirror/upstream":   {},
+	"cmd/headgate":              {"audit", "gateway", "gateway/mirror", "identity", "policies", "policy"},
+	"cmd/headgate-demo":         {"gateway/mirror/mirrortest", "identity/identitytest"},
 }
 
 // soleUsers names the folders that alone may import a library.
@@ -39,7 +37,7 @@ var soleUsers = map[string][]string{
 	"github.com/open-policy-agent/opa":   {"policy", "policies"},
 	"github.com/golang-jwt/jwt":          {"identity"},
 	"github.com/coreos/go-oidc":          {"identity"},
-	"github.com/zitadel/oidc":            {"identity/identitytest"},
+	"github.com/zitadel/oidc":            {"gateway/mirror/mirrortest", "identity/identitytest"},
 	"github.com/pressly/goose":           {"identity", "gateway/mirror"},
 	"github.com/spf13/cobra":             {"cmd/headgate"},
 	"github.com/failsafe-go/failsafe-go": {"gateway/mirror/upstream"},

@@ -25,7 +25,7 @@ func TestSignInAndExchange(t *testing.T) {
 	up := mirrortest.Start(t, helloModule)
 	s := newSite(t, up, `identity:
   issuers:
-    - {name: test, url: "`+provider.Issuer+`", audiences: [headgate], groups_claim: groups, ca_file: "`+caFile+`"}
+    - {name: test, client_id: headgate, url: "`+provider.Issuer+`", audiences: [headgate], groups_claim: groups, ca_file: "`+caFile+`"}
 `)
 	idToken, err := identitytest.SignIn(t.Context(), browser, provider, ann.Login, ann.Password)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/failsafe-go/failsafe-go"
@@ -23,6 +24,8 @@ type server struct {
 	base     string // URL with a trailing slash and no password
 	anyError bool
 	exec     failsafe.Executor[any]
+	breaker  circuitbreaker.CircuitBreaker[any]
+	changed  atomic.Pointer[chan struct{}] // closed when the breaker changes its state
 }
 
 // tryError is a try that went wrong, with what a retry needs to know.
@@ -42,21 +45,25 @@ func (c *Client) newServer(e Entry) *server {
 	base := *e.URL
 	base.User = nil
 	s := &server{c: c, entry: e, base: base.String() + "/", anyError: e.AnyError}
+	first := make(chan struct{})
+	s.changed.Store(&first)
 	host := e.Host()
 	troubled := func(_ any, err error) bool {
 		t, ok := errors.AsType[*tryError](err)
 		return ok && t.again
 	}
-	breaker := circuitbreaker.NewBuilder[any]().
+	s.breaker = circuitbreaker.NewBuilder[any]().
 		HandleIf(troubled).
 		WithFailureThreshold(5).
 		WithSuccessThreshold(1).
-		WithDelay(10 * time.Second).
+		WithDelay(c.leftAlone).
 		WithJitterFactor(0.2).
 		OnStateChanged(func(ev circuitbreaker.StateChangedEvent) {
 			c.metrics.breaker.WithLabelValues(host).Set(breakerState(ev.NewState))
 			c.log.LogAttrs(context.Background(), slog.LevelWarn, "upstream breaker changed",
 				slog.String("upstream", host), slog.String("state", ev.NewState.String()))
+			next := make(chan struct{})
+			close(*s.changed.Swap(&next))
 		}).
 		Build()
 	retry := retrypolicy.NewBuilder[any]().
@@ -76,7 +83,7 @@ func (c *Client) newServer(e Entry) *server {
 		}).
 		ReturnLastFailure().
 		Build()
-	s.exec = failsafe.With[any](retry, breaker)
+	s.exec = failsafe.With[any](retry, s.breaker)
 	c.metrics.init(host)
 	return s
 }
@@ -92,8 +99,31 @@ func breakerState(st circuitbreaker.State) float64 {
 	}
 }
 
-// fetch asks this server, up to three times.
+// fetch asks this server, up to three times. While one request probes a server that was left alone, others wait for
+// what becomes of it: a flight asks for several files at once and must not fail on its own probe.
 func (s *server) fetch(ctx context.Context, r Request, dst Sink) error {
+	for {
+		changed := *s.changed.Load()
+		err := s.ask(ctx, r, dst)
+		if !errors.Is(err, circuitbreaker.ErrOpen) {
+			return err
+		}
+		if s.breaker.IsOpen() {
+			s.c.metrics.requests.WithLabelValues(s.entry.Host(), "breaker_open").Inc()
+			return fmt.Errorf("%w: %s failed five times in a row and is left alone for %s", ErrFailed, s.entry.Host(), s.c.leftAlone)
+		}
+		select {
+		case <-changed:
+		case <-time.After(s.c.firstByte):
+			return fmt.Errorf("%w: %s was left alone and is slow to come back", ErrTimeout, s.entry.Host())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// ask makes the tries that breaker and retries allow.
+func (s *server) ask(ctx context.Context, r Request, dst Sink) error {
 	tries := 0
 	err := s.exec.WithContext(ctx).Run(func() error {
 		if tries++; tries > 1 {
@@ -105,10 +135,6 @@ func (s *server) fetch(ctx context.Context, r Request, dst Sink) error {
 		s.c.metrics.requests.WithLabelValues(s.entry.Host(), result(err)).Inc()
 		return err
 	})
-	if errors.Is(err, circuitbreaker.ErrOpen) {
-		s.c.metrics.requests.WithLabelValues(s.entry.Host(), "breaker_open").Inc()
-		return fmt.Errorf("%w: %s failed five times in a row and is left alone for 10 s", ErrFailed, s.entry.Host())
-	}
 	if err != nil && tries > 0 {
 		return errors.Join(err, dst.Reset())
 	}
@@ -224,6 +250,9 @@ func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 func (s *server) broken(ctx context.Context, err error) error {
 	if errors.Is(err, errRedirect) {
 		return &tryError{err: fmt.Errorf("%w: %s: %w", ErrFailed, s.entry.Host(), cause(err))}
+	}
+	if errors.Is(context.Cause(ctx), context.Canceled) {
+		return fmt.Errorf("asking %s: %w", s.entry.Host(), context.Cause(ctx)) // our doing: no failure of theirs
 	}
 	kind := ErrFailed
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() || errors.Is(context.Cause(ctx), context.DeadlineExceeded) {

@@ -7,6 +7,7 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,8 @@ type Options struct {
 	// FirstByte bounds the wait for a response's header and for each further
 	// piece of its body; 0 is 30 s.
 	FirstByte time.Duration
+	// LeftAlone is how long a server is not asked after five failures in a row; 0 is 10 s.
+	LeftAlone time.Duration
 	// Logger and Registerer may be nil.
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -50,6 +53,7 @@ type Client struct {
 	http      *http.Client
 	log       *slog.Logger
 	firstByte time.Duration
+	leftAlone time.Duration
 	metrics   *metrics
 }
 
@@ -61,7 +65,7 @@ func New(o Options) *Client {
 	if o.FirstByte == 0 {
 		o.FirstByte = 30 * time.Second
 	}
-	c := &Client{log: o.Logger, firstByte: o.FirstByte, metrics: newMetrics(o.Registerer)}
+	c := &Client{log: o.Logger, firstByte: o.FirstByte, leftAlone: cmp.Or(o.LeftAlone, 10*time.Second), metrics: newMetrics(o.Registerer)}
 	g := newGuard(o.List, o.RedirectHosts)
 	c.http = &http.Client{
 		Transport:     g.transport(o.Transport, o.FirstByte),

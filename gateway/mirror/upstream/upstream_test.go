@@ -162,6 +162,31 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// N15: when a server that was left alone comes back, all who ask at that moment are served: one probes, the others wait.
+func TestBreakerProbeIsShared(t *testing.T) {
+	up := mirrortest.Start(t, mod)
+	c := client(t, up.URL, func(o *upstream.Options) { o.LeftAlone = 100 * time.Millisecond })
+	up.Break("*", mirrortest.Fault{Status: 500})
+	for range 2 {
+		_, _ = c.Get(t.Context(), "example.com/m/@v/v1.0.0.mod", 100, nil)
+	}
+	up.Clear()
+	up.Break("*", mirrortest.Fault{Delay: 20 * time.Millisecond})
+	<-time.After(150 * time.Millisecond) // until it may be probed, jitter included
+	errs := make(chan error, 8)
+	for range cap(errs) {
+		go func() {
+			_, err := c.Get(t.Context(), "example.com/m/@v/v1.0.0.mod", 100, nil)
+			errs <- err
+		}()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Errorf("beside the probe: %v", err)
+		}
+	}
+}
+
 func TestDeadlineAndCancel(t *testing.T) {
 	up := mirrortest.Start(t, mod)
 	up.Break("*", mirrortest.Fault{Hang: true})

@@ -58,7 +58,11 @@ func (p *project) goes(ctx context.Context, args ...string) (string, time.Durati
 // download runs `go mod download` and says how long it took.
 func (p *project) download(ctx context.Context, t *teller) (took time.Duration, err error) {
 	var out string
-	far := func() string { n, _ := p.zips(); return fmt.Sprintf("%d modules", n) }
+	far := func() string {
+		mods, _ := p.cached(".mod")
+		zips, _ := p.cached(".zip")
+		return fmt.Sprintf("%d go.mod files, %d modules", mods, zips)
+	}
 	err = t.during(ctx, "go mod download", far, func(ctx context.Context) (err error) {
 		out, took, err = p.goes(ctx, "mod", "download")
 		return err
@@ -70,10 +74,13 @@ func (p *project) download(ctx context.Context, t *teller) (took time.Duration, 
 }
 
 // zips counts the modules in the project's cache and their bytes.
-func (p *project) zips() (n int, bytes int64) {
+func (p *project) zips() (n int, bytes int64) { return p.cached(".zip") }
+
+// cached counts the files of a kind in the project's cache and their bytes.
+func (p *project) cached(suffix string) (n int, bytes int64) {
 	// What cannot be read is not counted, and the count is compared with what it must be.
 	_ = filepath.WalkDir(filepath.Join(p.cache(), "cache", "download"), func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !strings.HasSuffix(name, ".zip") {
+		if err != nil || !strings.HasSuffix(name, suffix) {
 			return nil //nolint:nilerr // see above
 		}
 		if info, err := d.Info(); err == nil {

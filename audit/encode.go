@@ -425,6 +425,10 @@ func (e *encoder) input(raw json.RawMessage) {
 	}
 	mark, first := len(e.buf), e.first
 	e.key("input")
+	if plainASCII(raw) {
+		e.buf = append(e.buf, raw...)
+		return
+	}
 	inString, escaped := false, false
 	for i := 0; i < len(raw); {
 		c := raw[i]
@@ -453,6 +457,16 @@ func (e *encoder) input(raw json.RawMessage) {
 		e.buf, e.first = e.buf[:mark], first
 		e.cutField("input")
 	}
+}
+
+// plainASCII reports whether no byte needs a second look: printable ASCII alone, as policy writes its input.
+func plainASCII(b []byte) bool {
+	for _, c := range b {
+		if c < 0x20 || c >= 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 // appendEscape appends r as JSON \u escapes, a surrogate pair above U+FFFF.

@@ -102,6 +102,19 @@ func (a *answer) encode(r *http.Request) {
 	a.encoding = gzipCoding
 }
 
+// serve writes the answer: a body in memory as it is, anything else by ranges and conditions (RFC 9110, 13 and 14).
+func (a *answer) serve(w http.ResponseWriter, r *http.Request) {
+	if a.body == nil || r.Header.Get("Range") != "" || r.Header.Get("If-None-Match") != "" || r.Header.Get("If-Match") != "" {
+		http.ServeContent(w, r, "", time.Time{}, a.content)
+		return
+	}
+	w.Header()["Content-Length"] = []string{strconv.FormatInt(a.size, 10)}
+	w.WriteHeader(http.StatusOK)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(a.body) // the meter knows what became of it
+	}
+}
+
 // headers are those of a success.
 func (a *answer) headers(h http.Header, id, revision string) {
 	h["Content-Type"] = a.contentType

@@ -168,7 +168,7 @@ func (x *exchange) problem(err error) {
 // send streams the answer and records what became of it.
 func (x *exchange) send(a *answer) {
 	a.headers(x.w.Header(), x.rec.EventID, x.revision)
-	http.ServeContent(x.w, x.r, "", time.Time{}, a.content)
+	a.serve(x.w, x.r)
 	x.done("allow")
 	if x.w.err == nil && x.w.status == http.StatusOK && x.memory >= 0 && x.w.sent == x.memory {
 		return // the decision already carries status and size, and both came true
@@ -184,15 +184,15 @@ func (x *exchange) send(a *answer) {
 	x.s.audit.Note(out)
 }
 
-// done counts the exchange and writes its one line of log.
+// done counts the exchange. Its line of log is for debugging: the audit log says the same, and is believed.
 func (x *exchange) done(effect string) {
 	took := time.Since(x.start)
 	x.s.metrics.inflight.Dec()
 	x.s.metrics.observe(x.action, effect, x.cache, x.w.status, x.w.sent, took)
-	if !x.s.log.Enabled(x.r.Context(), slog.LevelInfo) {
+	if !x.s.log.Enabled(x.r.Context(), slog.LevelDebug) {
 		return
 	}
-	x.s.log.LogAttrs(x.r.Context(), slog.LevelInfo, "request", slog.String("id", x.rec.EventID), slog.String("action", x.action),
+	x.s.log.LogAttrs(x.r.Context(), slog.LevelDebug, "request", slog.String("id", x.rec.EventID), slog.String("action", x.action),
 		slog.String("module", x.rec.Module), slog.String("version", x.rec.Version), slog.String("subject", x.rec.Subject.ID),
 		slog.String("effect", effect), slog.Int("status", x.w.status), slog.Int64("bytes", x.w.sent),
 		slog.String("cache", x.cache), slog.Duration("took", took))

@@ -394,3 +394,13 @@ func benchmarkAsk(b *testing.B, target string) {
 		}
 	})
 }
+
+func TestJoinInput(t *testing.T) {
+	joined := joinInput(nil, "access", nil)
+	joined = joinInput(joined, "access", []byte(`{"a":1}`))
+	joined = joinInput(joined, "release", []byte(strings.Repeat(" ", 4000)+`{"b":2}`))
+	var got map[string]map[string]int
+	if err := json.Unmarshal(joined, &got); err != nil || got["access"]["a"] != 1 || got["release"]["b"] != 2 {
+		t.Errorf("joinInput gave %s: %v", joined, err)
+	}
+}

@@ -12,21 +12,34 @@ type metrics struct {
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
 	bytes      *prometheus.CounterVec
+	series     map[label]series // every combination, resolved once
 	inflight   prometheus.Gauge
 	handshakes *prometheus.CounterVec
 	certExpiry *prometheus.GaugeVec
+}
+
+// A label is what a finished request is counted under, and series are its counters.
+type label struct {
+	action, effect, tier string
+	class                int // status / 100
+}
+
+type series struct {
+	requests, bytes prometheus.Counter
+	duration        prometheus.Observer
 }
 
 // actions, effects, classes and tiers are the label values that a request can have.
 var (
 	actions = []string{"list", "latest", "query", "info", "mod", "zip", "sumdb", "api", "token", "root", "none"}
 	effects = []string{"allow", "deny", "error"}
-	classes = []string{"2xx", "3xx", "4xx", "5xx"}
+	classes = []int{2, 3, 4, 5}
 	tiers   = []string{"memory", "disk", "upstream", "none"}
 )
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
+		series: map[label]series{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "headgate_requests_total", Help: "Requests on the public listener by action, effect of the decision, status class and cache tier.",
 		}, []string{"action", "effect", "code_class", "cache"}),
@@ -57,11 +70,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 func (m *metrics) zero() {
 	for _, action := range actions {
 		for _, tier := range tiers {
-			m.duration.WithLabelValues(action, tier)
-			m.bytes.WithLabelValues(action, tier)
+			duration, bytes := m.duration.WithLabelValues(action, tier), m.bytes.WithLabelValues(action, tier)
 			for _, effect := range effects {
 				for _, class := range classes {
-					m.requests.WithLabelValues(action, effect, class, tier)
+					m.series[label{action, effect, tier, class}] = series{
+						requests: m.requests.WithLabelValues(action, effect, strconv.Itoa(class)+"xx", tier), bytes: bytes, duration: duration,
+					}
 				}
 			}
 		}
@@ -74,8 +88,11 @@ func (m *metrics) zero() {
 
 // observe counts one finished exchange.
 func (m *metrics) observe(action, effect, tier string, status int, sent int64, took time.Duration) {
-	class := strconv.Itoa(status/100) + "xx"
-	m.requests.WithLabelValues(action, effect, class, tier).Inc()
-	m.duration.WithLabelValues(action, tier).Observe(took.Seconds())
-	m.bytes.WithLabelValues(action, tier).Add(float64(sent))
+	s, known := m.series[label{action, effect, tier, status / 100}]
+	if !known {
+		return // a status that no client of HTTP was sent, as 499
+	}
+	s.requests.Inc()
+	s.bytes.Add(float64(sent))
+	s.duration.Observe(took.Seconds())
 }

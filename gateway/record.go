@@ -50,16 +50,15 @@ func noteDecision(rec *audit.Record, d policy.Decision) {
 }
 
 // joinInput adds what an entry point read: {"access":{…},"release":{…}}. The answer is a function of it, so the
-// decision can be replayed from the record.
-func joinInput(before json.RawMessage, entry string, projected json.RawMessage) json.RawMessage {
+// decision can be replayed from the record. It appends in place.
+func joinInput(joined json.RawMessage, entry string, projected json.RawMessage) json.RawMessage {
 	if len(projected) == 0 {
-		return before
+		return joined
 	}
-	joined := make(json.RawMessage, 0, len(before)+len(projected)+16)
-	if len(before) > 2 {
-		joined = append(append(joined, before[:len(before)-1]...), ',')
+	if len(joined) == 0 {
+		joined = append(make(json.RawMessage, 0, 2*len(projected)+512), '{')
 	} else {
-		joined = append(joined, '{')
+		joined[len(joined)-1] = ','
 	}
 	joined = append(append(append(joined, '"'), entry...), '"', ':')
 	return append(append(joined, projected...), '}')

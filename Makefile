@@ -44,6 +44,9 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./audit ./identity ./policy ./gateway/...
 	$(GO) run ./cmd/headgate-demo bench
 
+soak:
+	SOAK=1 $(GO) test -count=1 -v -timeout 60m -run 'TestKill|TestHerd' ./audit ./cmd/headgate
+
 fuzz:
 	@for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \

@@ -104,28 +104,46 @@ func ids(t *testing.T, dir string) map[string]int {
 	return all
 }
 
+// killRepeatedly kills the writer of one log again and again, verifies it after each, and returns how many records were
+// acknowledged: each stands in the log once.
+func killRepeatedly(t *testing.T, kills int) int {
+	t.Helper()
+	dir, acked := t.TempDir(), []string(nil)
+	for range kills {
+		acked = append(acked, killWriter(t, dir)...)
+		_, err := audit.Verify(t.Context(), dir, audit.VerifyOptions{})
+		if d, ok := errors.AsType[*audit.DamageError](err); err != nil && (!ok || d.Code != audit.ExitTorn) {
+			t.Fatalf("Verify after kill: %v", err)
+		}
+	}
+	closeLog(t, openLog(t, dir))
+	if _, err := audit.Verify(t.Context(), dir, audit.VerifyOptions{}); err != nil {
+		t.Errorf("Verify after recovery: %v", err)
+	}
+	there := ids(t, dir)
+	for _, id := range acked {
+		if there[id] != 1 {
+			t.Errorf("acknowledged event %s stands in the log %d times", id, there[id])
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+	return len(acked)
+}
+
 func TestKill(t *testing.T) {
 	t.Parallel()
 	t.Run("A1 kill -9 at a random instant", func(t *testing.T) {
-		dir, acked := t.TempDir(), []string(nil)
-		for range 12 {
-			acked = append(acked, killWriter(t, dir)...)
-			_, err := audit.Verify(t.Context(), dir, audit.VerifyOptions{})
-			if d, ok := errors.AsType[*audit.DamageError](err); err != nil && (!ok || d.Code != audit.ExitTorn) {
-				t.Fatalf("Verify after kill: %v", err)
-			}
+		const life = 12 // kills of one log
+		lives, acked := 1, 0
+		if os.Getenv("SOAK") != "" {
+			lives = 84 // 1,008 kills
 		}
-		closeLog(t, openLog(t, dir))
-		if _, err := audit.Verify(t.Context(), dir, audit.VerifyOptions{}); err != nil {
-			t.Errorf("Verify after recovery: %v", err)
+		for range lives {
+			acked += killRepeatedly(t, life)
 		}
-		there := ids(t, dir)
-		for _, id := range acked {
-			if there[id] != 1 {
-				t.Errorf("acknowledged event %s stands in the log %d times", id, there[id])
-			}
-		}
-		t.Logf("%d records acknowledged over 12 kills", len(acked))
+		t.Logf("%d records acknowledged over %d kills, all there", acked, lives*life)
 	})
 	t.Run("A16 two processes on one folder", func(t *testing.T) {
 		dir := t.TempDir()

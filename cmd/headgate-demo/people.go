@@ -161,8 +161,11 @@ func (p *provider) redeem(ctx context.Context, client oauth2.Config, code, verif
 	if err == nil {
 		err = json.Unmarshal(payload, &claims)
 	}
-	if err != nil || claims.Nonce != nonce {
-		return "", fmt.Errorf("redeeming the code: the ID token's nonce is not ours (%w)", err)
+	if err == nil && claims.Nonce != nonce {
+		err = errors.New("the ID token's nonce is not ours")
+	}
+	if err != nil {
+		return "", fmt.Errorf("redeeming the code: %w", err)
 	}
 	return id, nil
 }

@@ -37,10 +37,10 @@ func TestCompose(t *testing.T) {
 	if s.Privileged || len(s.CapAdd) > 0 || len(s.Devices) > 0 || s.NetworkMode == "host" || s.Pid != "" || s.Ipc != "" {
 		t.Error("the service has rights that it does not need: privileged, cap_add, devices, or a namespace of the host")
 	}
-	if diff := cmp.Diff([]string{"ALL"}, []string(s.CapDrop)); diff != "" {
+	if diff := cmp.Diff([]string{"ALL"}, s.CapDrop); diff != "" {
 		t.Errorf("cap_drop (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"no-new-privileges:true"}, []string(s.SecurityOpt)); diff != "" {
+	if diff := cmp.Diff([]string{"no-new-privileges:true"}, s.SecurityOpt); diff != "" {
 		t.Errorf("security_opt (-want +got):\n%s", diff)
 	}
 	if n := s.Ulimits["nofile"]; n == nil || n.Soft != 65536 || n.Hard != 65536 {

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	_ "modernc.org/sqlite" // the driver of the default state database
 
 	"github.com/headgate/headgate/audit"
@@ -66,7 +67,12 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer
 		return err
 	}
 	a.welcome(stdout)
-	return a.server.Serve(ctx)
+	var group errgroup.Group
+	serving, stopped := context.WithCancel(ctx)
+	group.Go(func() error { return announce(serving) })
+	err = a.server.Serve(ctx)
+	stopped()
+	return errors.Join(err, group.Wait())
 }
 
 // An app is the gateway with its leaves, opened in order and closed in the reverse of it.

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -147,7 +148,7 @@ type tail struct {
 func inspectTail(file io.ReaderAt, off, seq int64) (tail, error) {
 	var t tail
 	const step = scanWindow / 2
-	buf := make([]byte, step+frameHead+maxPayload)
+	buf, zeros := make([]byte, step+frameHead+maxPayload), make([]byte, 4096)
 	for at := off; ; at += step {
 		n, err := file.ReadAt(buf, at)
 		if err != nil && !errors.Is(err, io.EOF) {
@@ -156,7 +157,14 @@ func inspectTail(file io.ReaderAt, off, seq int64) (tail, error) {
 		if at == off {
 			t.head = slices.Clone(buf[:min(n, maxPayload)])
 		}
-		for i := range min(n, step) {
+		try := 0 // where to look for a block of zeros again: a preallocated segment is little else
+		for i := 0; i < min(n, step); i++ {
+			if i >= try && bytes.HasPrefix(buf[i:n], zeros) {
+				i += len(zeros) - frameHead // a frame may begin in the last zeros: its length has low bytes of 0
+				continue
+			} else if i >= try {
+				try = i + len(zeros)
+			}
 			if buf[i] != 0 {
 				t.bytes = at + int64(i) + 1 - off
 			}

@@ -119,7 +119,7 @@ func TestSystemdUnit(t *testing.T) {
 		t.Log(lines[len(lines)-1])
 	})
 	for _, want := range []string{
-		"Type=exec", "DynamicUser=yes", "StateDirectory=headgate", "ProtectSystem=strict", "NoNewPrivileges=yes",
+		"Type=notify", "DynamicUser=yes", "StateDirectory=headgate", "ProtectSystem=strict", "NoNewPrivileges=yes",
 		"CapabilityBoundingSet=", "LimitNOFILE=65536", "Restart=on-failure", "RestartPreventExitStatus=2 10 11 12 14 15", "TimeoutStopSec=95",
 	} {
 		if !strings.Contains("\n"+string(text), "\n"+want+"\n") {

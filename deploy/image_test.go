@@ -344,7 +344,7 @@ func TestImage(t *testing.T) {
 	if code := gateway.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d after SIGTERM, want 0:\n%s", code, &gateway.output)
 	}
-	if out := c.exec(t, c.entry[0], "audit", "verify"); !strings.Contains(out, "verify") {
+	if out := c.exec(t, c.entry[0], "audit", "verify"); !strings.Contains(out, "good: records") {
 		t.Errorf("audit verify says %q", out)
 	}
 }

@@ -69,7 +69,7 @@ func printReport(w io.Writer, r *audit.Report, took time.Duration) error {
 	for _, damage := range r.Accepted {
 		fmt.Fprintf(w, "accepted earlier: %v\n", damage)
 	}
-	_, err := fmt.Fprintf(w, "%s: %d records in %d segments verify, %d checkpoints met, root %s (%d MB in %s)\n",
+	_, err := fmt.Fprintf(w, "%s: good: records %d, segments %d, checkpoints %d, root %s (%d MB in %s)\n",
 		r.Origin, r.Records, r.Segments, r.Checkpoints, r.Root, r.Bytes>>20, took.Round(time.Millisecond))
 	return err
 }

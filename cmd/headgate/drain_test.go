@@ -71,7 +71,7 @@ func TestDrain(t *testing.T) {
 	if err != nil {
 		t.Errorf("the gateway ended with %v", err)
 	}
-	if out, err := s.headgate("audit", "verify"); err != nil || !strings.Contains(out, "checkpoints met") {
+	if out, err := s.headgate("audit", "verify"); err != nil || !strings.Contains(out, "good: records") {
 		t.Errorf("audit verify: %v\n%s", err, out)
 	}
 	if out, err := s.headgate("audit", "tail", "-n", "2"); err != nil || !strings.Contains(out, "control stop") || !strings.Contains(out, "outcome zip") {

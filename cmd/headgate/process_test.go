@@ -52,7 +52,9 @@ var built = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	file := filepath.Join(dir, "headgate")
-	out, err := exec.Command("go", "build", "-o", file, ".").CombinedOutput()
+	build := exec.Command("go", "build", "-trimpath", "-o", file, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does, so that both find the other's work in the cache
+	out, err := build.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building headgate: %w\n%s", err, out)
 	}

@@ -88,7 +88,7 @@ func fileAnswer(f *mirror.File, target mirror.Target, private bool) *answer {
 // encode compresses a text in memory for a client that takes gzip. The coded body is another representation, so its
 // ETag differs (RFC 9110, section 8.8.3).
 func (a *answer) encode(r *http.Request) {
-	if a.body == nil || len(a.body) < gzipFrom || !strings.HasPrefix(a.contentType[0], "text/") ||
+	if len(a.body) < gzipFrom || !strings.HasPrefix(a.contentType[0], "text/") ||
 		!strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") || r.Header.Get("Range") != "" {
 		return
 	}

@@ -10,9 +10,9 @@ import (
 
 // The identifiers of RFC 8693 that an exchange speaks of.
 const (
-	GrantTokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // an identifier, no credential
-	TypeAccessToken    = "urn:ietf:params:oauth:token-type:access_token"   //nolint:gosec // an identifier, no credential
-	TypeIDToken        = "urn:ietf:params:oauth:token-type:id_token"       //nolint:gosec // an identifier, no credential
+	GrantTokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+	TypeAccessToken    = "urn:ietf:params:oauth:token-type:access_token"
+	TypeIDToken        = "urn:ietf:params:oauth:token-type:id_token"
 	TypeJWT            = "urn:ietf:params:oauth:token-type:jwt"
 )
 

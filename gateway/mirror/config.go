@@ -94,7 +94,8 @@ func (c Config) Validate() []error {
 		key string
 		v   int64
 	}{
-		{"fetch_timeout", int64(c.FetchTimeout)}, {"toolchain_timeout", int64(c.ToolchainTimeout)},
+		{"fetch_timeout", int64(c.FetchTimeout)},
+		{"toolchain_timeout", int64(c.ToolchainTimeout)},
 		{"memory_bytes", c.MemoryBytes},
 	} {
 		if d.v < 0 {

@@ -148,7 +148,7 @@ func plain(escaped string) (string, error) {
 		return "", ErrNoRoute
 	}
 	if !fs.ValidPath(p) { // no element is empty, "." or ".."
-		return "", fmt.Errorf("%w: an element is empty, . or ..", ErrSpelling)
+		return "", fmt.Errorf("%w: an element is empty or made of dots", ErrSpelling)
 	}
 	return p, nil
 }

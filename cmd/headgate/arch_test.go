@@ -20,6 +20,7 @@ var imports = map[string][]string{
 	"audit":                     {},
 	"identity":                  {},
 	"identity/identitytest":     {},
+	"deploy":                    {},
 	"policies":                  {},
 	"policy":                    {},
 	"gateway":                   {"audit", "gateway/mirror", "identity", "policy"},

@@ -215,7 +215,7 @@ func (e *encoder) answer(r *Record) {
 		e.list("facts", v.Facts)
 		e.close("eval")
 	}
-	e.input(r.Input)
+	e.input(r.Input, r.InputKnown)
 	if e.open("file") {
 		f := &r.File
 		e.str("h1", f.H1, maxItem)
@@ -415,17 +415,18 @@ func (e *encoder) quoteSlow(s string, end int) bool {
 
 // input appends the policy input. Hostile runes become JSON escapes, so that the value, and with it the replay of
 // the decision, stays exact.
-func (e *encoder) input(raw json.RawMessage) {
+func (e *encoder) input(raw json.RawMessage, known bool) {
 	if len(raw) == 0 {
 		return
 	}
-	if len(raw) > maxInput || e.limit < maxField || !json.Valid(raw) {
+	plain := known && plainObject(raw)
+	if len(raw) > maxInput || e.limit < maxField || !plain && !json.Valid(raw) {
 		e.cutField("input")
 		return
 	}
 	mark, first := len(e.buf), e.first
 	e.key("input")
-	if plainASCII(raw) {
+	if plain {
 		e.buf = append(e.buf, raw...)
 		return
 	}
@@ -459,14 +460,35 @@ func (e *encoder) input(raw json.RawMessage) {
 	}
 }
 
-// plainASCII reports whether no byte needs a second look: printable ASCII alone, as policy writes its input.
-func plainASCII(b []byte) bool {
-	for _, c := range b {
-		if c < 0x20 || c >= 0x7f {
+// plainObject reports whether b can stand in a record as it is: printable ASCII, one object, with every string and
+// bracket closed. It is no check of JSON's whole grammar, which costs ten times as much; it holds for input that an encoder
+// of JSON wrote.
+func plainObject(b []byte) bool {
+	if len(b) < 2 || b[0] != '{' || b[len(b)-1] != '}' {
+		return false
+	}
+	depth, inString := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case c < 0x20 || c >= 0x7f:
 			return false
+		case inString:
+			if c == '\\' {
+				i++
+			} else if c == '"' {
+				inString = false
+			}
+		case c == '"':
+			inString = true
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			if depth--; depth == 0 && i < len(b)-1 {
+				return false
+			}
 		}
 	}
-	return true
+	return depth == 0 && !inString
 }
 
 // appendEscape appends r as JSON \u escapes, a surrogate pair above U+FFFF.

@@ -59,6 +59,7 @@ type Record struct {
 	Decision     Decision        `json:"decision,omitzero"`       // what policy answered
 	Eval         Eval            `json:"eval,omitzero"`           // how policy came to it
 	Input        json.RawMessage `json:"input,omitempty"`         // policy input as evaluated, ≤ 8 KiB; left out when longer or no JSON
+	InputKnown   bool            `json:"-"`                       // an encoder of JSON wrote Input, so its grammar need not be checked
 	File         File            `json:"file,omitzero"`           // what was served
 	Outcome      Outcome         `json:"outcome,omitzero"`        // how serving it ended
 	Change       Change          `json:"change,omitzero"`         // what an administrator changed

@@ -46,7 +46,7 @@ func noteDecision(rec *audit.Record, d policy.Decision) {
 	rec.Eval.Entry = append(rec.Eval.Entry, d.Eval.Entry)
 	rec.Eval.NS += d.Eval.NS
 	rec.Eval.KeyHash = joinWords(rec.Eval.KeyHash, d.Eval.KeyHash)
-	rec.Input = joinInput(rec.Input, d.Eval.Entry, d.Projected)
+	rec.Input, rec.InputKnown = joinInput(rec.Input, d.Eval.Entry, d.Projected), true
 }
 
 // joinInput adds what an entry point read: {"access":{…},"release":{…}}. The answer is a function of it, so the

@@ -25,6 +25,15 @@ type Config struct {
 	// SumdbExempt are patterns (GONOSUMDB syntax) of public modules that are
 	// taken in though no checksum database vouches for them. Empty: none.
 	SumdbExempt []string `yaml:"sumdb_exempt"`
+	// OwnSumdb is the checksum database that the gateway signs itself. It vouches
+	// for private modules as well as for public ones.
+	OwnSumdb OwnSumdb `yaml:"own_sumdb"`
+	// AgeSources tell how old a version is: "index" is when it was first proved
+	// to exist here. Empty: age is off, and rules on it do not apply.
+	AgeSources []string `yaml:"age_sources"`
+	// FactsWait is how long a list waits for facts that need another upstream
+	// request; what is not known then is missing in that answer. 0 is 5 s.
+	FactsWait time.Duration `yaml:"facts_wait"`
 	// Private are the routes of private modules, which never reach an upstream
 	// or a public checksum database.
 	Private []PrivateRoute `yaml:"private"`
@@ -54,6 +63,16 @@ type Config struct {
 type PrivateRoute struct {
 	// Patterns are globs of path prefixes, as in GOPRIVATE.
 	Patterns []string `yaml:"patterns"`
+}
+
+// OwnSumdb names our own checksum database. Its log can neither be renamed nor
+// begun again: clients remember it.
+type OwnSumdb struct {
+	// Name is the name in the key, HOST[/PATH] in lower case. Empty: that of the
+	// key file, which is named after the host of gateway.url when it is made.
+	Name string `yaml:"name"`
+	// KeyFile holds the signer key, made at first start. Empty: keys/sumdb.key in the state folder.
+	KeyFile string `yaml:"key_file"`
 }
 
 // CodeHost is a host whose module paths have a least number of elements.
@@ -96,10 +115,20 @@ func (c Config) Validate() []error {
 	}{
 		{"fetch_timeout", int64(c.FetchTimeout)},
 		{"toolchain_timeout", int64(c.ToolchainTimeout)},
-		{"memory_bytes", c.MemoryBytes},
+		{"facts_wait", int64(c.FactsWait)}, {"memory_bytes", c.MemoryBytes},
 	} {
 		if d.v < 0 {
 			bad("%s: %d is negative; want 0 for the default, or more", d.key, d.v)
+		}
+	}
+	if c.OwnSumdb.Name != "" {
+		if err := sumdb.CheckName(c.OwnSumdb.Name); err != nil {
+			bad("own_sumdb.name: %w", err)
+		}
+	}
+	for i, source := range c.AgeSources {
+		if source != "index" {
+			bad("age_sources[%d]: %q is no source of ages; want index", i, source)
 		}
 	}
 	for i, h := range c.CodeHosts {
@@ -148,6 +177,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ToolchainTimeout == 0 {
 		c.ToolchainTimeout = 30 * time.Minute
+	}
+	if c.FactsWait == 0 {
+		c.FactsWait = 5 * time.Second
 	}
 	if c.MemoryBytes == 0 {
 		c.MemoryBytes = 64 << 20

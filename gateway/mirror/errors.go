@@ -18,6 +18,10 @@ var (
 	ErrUnknownSumdb = errors.New("checksum database is not configured")
 	// ErrPrivate means that a private name was asked of a public checksum database.
 	ErrPrivate = errors.New("private module at a public checksum database: set GOSUMDB to ours, or GONOSUMDB")
+	// ErrAuditors means the records of our own checksum database in bulk, which name private modules.
+	ErrAuditors = errors.New("records of our checksum database are for auditors")
+	// ErrOwnSumdb means that our own checksum database may not go on, as after a restored backup.
+	ErrOwnSumdb = errors.New("our checksum database does not answer")
 	// ErrNoPrivateSource means that a module is private by pattern and that this version has no source for it.
 	ErrNoPrivateSource = errors.New("module is private and no private source is configured")
 	// ErrUpstream means that an upstream failed; ErrTimeout that it was too slow.

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,10 +29,31 @@ type Facts struct {
 	// Published is the commit time of a stored .info, which its author sets:
 	// to show, never to judge. Zero where it is not known.
 	Published time.Time
+	// FirstSeen is when content under the version's name was first proved to
+	// exist here; zero where it was not. Age is "ok" with it, "missing" without
+	// it, and "off" where no age source is configured.
+	FirstSeen time.Time
+	Age       string
+	// Retracted and Deprecated are what the go.mod of the newest version says.
+	Retracted, Deprecated Flag
+	// Origin is where the stored .info says that the version comes from.
+	// OriginDrift is "same" as when it was stored, "moved" where its tag named
+	// another commit later, "unknown" without an origin, and "" without a state database.
+	Origin      Origin
+	OriginDrift string
+
+	indexed bool
 }
 
+// Flag is a yes or no of a go.mod, with its author's text cut to a short
+// printable line. State is "yes", "no", "unknown", or "" without a state database.
+type Flag struct{ State, Text string }
+
+// Origin is a commit of a repository.
+type Origin struct{ VCS, URL, Commit string }
+
 // Facts gives what is known of a version without asking anybody.
-func (m *Mirror) Facts(_ context.Context, path, version string) Facts {
+func (m *Mirror) Facts(ctx context.Context, path, version string) Facts {
 	f := named(version)
 	if version == "" {
 		return f
@@ -50,7 +70,52 @@ func (m *Mirror) Facts(_ context.Context, path, version string) Facts {
 		}
 		return false
 	})
+	m.recall(ctx, path, version).tell(version, &f)
 	return f
+}
+
+// A recollection is what the state database knows of it.
+type recollection struct {
+	on, aging bool
+	rows      map[string]known
+	taught    *teaching
+}
+
+// recall reads what is known of a version, or of all where it is "". A database
+// that does not answer makes facts missing, not requests fail.
+func (m *Mirror) recall(ctx context.Context, path, version string) recollection {
+	r := recollection{on: m.state != nil, aging: len(m.cfg.AgeSources) > 0}
+	if m.state == nil {
+		return r
+	}
+	var err1, err2 error
+	r.rows, err1 = m.state.versions(ctx, path, version)
+	r.taught, err2 = m.state.teaching(ctx, path)
+	if err := errors.Join(err1, err2); err != nil {
+		m.log.LogAttrs(ctx, slog.LevelError, "facts are missing", slog.String("module", path), slog.Any("err", err))
+	}
+	return r
+}
+
+// tell fills in what is known of a version.
+func (r recollection) tell(version string, f *Facts) {
+	f.Age = "off"
+	if !r.on {
+		return
+	}
+	k := r.rows[version]
+	f.indexed, f.Origin, f.OriginDrift = k.indexed, k.origin, "unknown"
+	if k.movedTo != "" {
+		f.OriginDrift = "moved"
+	} else if k.origin.Commit != "" {
+		f.OriginDrift = "same"
+	}
+	f.Retracted, f.Deprecated = r.taught.flags(version)
+	if f.FirstSeen = k.seen; r.aging && k.seen.IsZero() {
+		f.Age = "missing"
+	} else if r.aging {
+		f.Age = "ok"
+	}
 }
 
 // sumState is the checksum state; stored tells whether a .mod or zip is there,
@@ -90,17 +155,18 @@ func named(version string) Facts {
 
 // published reads the time of an .info; zero if it has none.
 func published(info []byte) time.Time {
-	var i infoFile
-	if err := json.Unmarshal(info, &i); err != nil {
-		return time.Time{}
-	}
-	return i.Time
+	return readInfo(info).Time
 }
 
 // infoFile is what of an .info is checked; other fields pass.
 type infoFile struct {
 	Version string
 	Time    time.Time
+	Origin  struct{ VCS, URL, Hash string }
+}
+
+func (i infoFile) origin() Origin {
+	return Origin{VCS: i.Origin.VCS, URL: i.Origin.URL, Commit: i.Origin.Hash}
 }
 
 // changed forgets what memory says about a version, after a file or incident came in.

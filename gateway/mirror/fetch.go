@@ -53,6 +53,7 @@ func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.sighted(ctx, t, f)
 	m.hot.put(t, f)
 	return f, nil
 }

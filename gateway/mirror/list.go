@@ -113,7 +113,7 @@ func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, er
 		if err != nil {
 			return nil, err
 		}
-		v := *m.listed(modulePath, &answer{body: body})
+		v := *m.listed(ctx, modulePath, &answer{body: body})
 		v.Cache = "disk"
 		return &v, nil
 	}
@@ -121,7 +121,7 @@ func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, er
 	if err != nil {
 		return nil, err
 	}
-	v := *m.listed(modulePath, a)
+	v := *m.listed(ctx, modulePath, a)
 	v.Cache, v.Stale, v.Age = tier, stale, m.age(a)
 	return &v, nil
 }
@@ -129,11 +129,22 @@ func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, er
 // revisions numbers what listed makes, in this process.
 var revisions atomic.Uint64
 
-// listed makes the versions of an answer, once until something changes.
-func (m *Mirror) listed(modulePath string, a *answer) *Versions {
+// listed gives the versions of an answer, made once until something changes.
+func (m *Mirror) listed(ctx context.Context, modulePath string, a *answer) *Versions {
 	if v := a.releases.Load(); v != nil {
 		return v
 	}
+	m.learn(ctx, modulePath, strings.Fields(string(a.body)))
+	v := m.judged(ctx, modulePath, a.body)
+	if m.date(ctx, modulePath, v.Releases) {
+		v = m.judged(ctx, modulePath, a.body)
+	}
+	a.releases.Store(v)
+	return v
+}
+
+// judged makes the versions of a list with what is known of each now.
+func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Versions {
 	stored := map[string]bool{}
 	if esc, err := module.EscapePath(modulePath); err == nil {
 		names, err := m.public.Names(esc + "/@v")
@@ -144,16 +155,18 @@ func (m *Mirror) listed(modulePath string, a *answer) *Versions {
 			stored[n] = true
 		}
 	}
-	v := &Versions{Body: a.body, Revision: revisions.Add(1)}
-	for line := range strings.Lines(string(a.body)) {
+	v := &Versions{Body: body, Revision: revisions.Add(1)}
+	known := m.recall(ctx, modulePath, "")
+	for line := range strings.Lines(string(body)) {
 		version := strings.TrimSuffix(line, "\n")
-		v.Releases = append(v.Releases, Release{version, m.listedFacts(module.Version{Path: modulePath, Version: version}, stored)})
+		f := m.listedFacts(module.Version{Path: modulePath, Version: version}, stored)
+		known.tell(version, &f)
+		v.Releases = append(v.Releases, Release{version, f})
 	}
-	f := File{Body: a.body}
+	f := File{Body: body}
 	// A list is hashed without error.
 	_ = finish(&f, List)
 	v.ETag = f.ETag
-	a.releases.Store(v)
 	return v
 }
 
@@ -226,7 +239,8 @@ func (m *Mirror) answered(ctx context.Context, t Target, a *answer) (*File, erro
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", t, err)
 	}
-	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Version: version, Facts: m.Facts(ctx, t.Path, version)}
+	v := module.Version{Path: t.Path, Version: version}
+	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Version: version, Facts: m.dated(ctx, v, m.Facts(ctx, t.Path, version))}
 	if f.Facts.Published.IsZero() {
 		f.Facts.Published = published(a.body)
 	}
@@ -276,7 +290,7 @@ func (m *Mirror) answer(ctx context.Context, t Target) (a *answer, tier string, 
 			m.metrics.cache.WithLabelValues(tier, "hit").Inc()
 			return a, tier, false, nil
 		case age < ttlServed && t.Kind != Query:
-			m.launch(t, work) // nobody waits for it
+			m.launch(flightKey(t), m.cfg.FetchTimeout, work) // nobody waits for it
 			m.metrics.cache.WithLabelValues(tier, "hit").Inc()
 			return a, tier, false, nil
 		}
@@ -324,6 +338,9 @@ func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
 		if body, err = cleanList(body, t.Path); err != nil {
 			return nil, err
 		}
+	}
+	if t.Kind != List {
+		m.moved(ctx, t.Path, body)
 	}
 	a := &answer{at: m.now(), body: body}
 	m.answers.put(t, a)

@@ -7,6 +7,7 @@ package mirror
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,14 @@ type Options struct {
 	FirstByte time.Duration
 	// Now is the clock of freshness; nil is time.Now.
 	Now func() time.Time
+	// DB is the state database, which the caller opens and closes. Nil: neither
+	// index nor checksum database of our own, and facts that need them are off.
+	DB *sql.DB
+	// State is the folder of what is kept beside the database: the newest head
+	// of our own checksum log, and below "keys" its key unless configured.
+	State string
+	// Host is what our own checksum database is named after at first start.
+	Host string
 }
 
 // Mirror is safe for many callers.
@@ -52,6 +61,8 @@ type Mirror struct {
 	private    *store.Store
 	databases  map[string]*sumdb.Database
 	vouches    *sumdb.Database // the database that public files are checked against
+	own        *sumdb.Own      // nil without a state database
+	state      *state          // nil without one
 	sumdbNames []string
 	routes     routes
 	codeHosts  map[string]int64
@@ -75,7 +86,7 @@ type Mirror struct {
 var errClosed = errors.New("mirror is closed")
 
 // New opens the store and makes the mirror. It asks nobody.
-func New(_ context.Context, cfg Config, o Options) (*Mirror, error) {
+func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := errors.Join(cfg.Validate()...); err != nil {
 		return nil, err
 	}
@@ -110,6 +121,9 @@ func New(_ context.Context, cfg Config, o Options) (*Mirror, error) {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.metrics = newMetrics(o.Registerer, m.public, m.private)
+	if err := m.openState(ctx, o); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
 	m.running.Go(m.scan)
 	return m, nil
 }
@@ -142,6 +156,20 @@ func (m *Mirror) openStores() error {
 		}
 	}
 	return nil
+}
+
+// openState opens what is kept in the state database, where there is one.
+func (m *Mirror) openState(ctx context.Context, o Options) (err error) {
+	if o.DB == nil {
+		return nil
+	}
+	if m.state, err = openState(ctx, o.DB, m.now); err != nil {
+		return err
+	}
+	if m.cfg.OwnSumdb.KeyFile == "" {
+		m.cfg.OwnSumdb.KeyFile = filepath.Join(o.State, "keys", "sumdb.key")
+	}
+	return m.openOwn(ctx, o)
 }
 
 // Upstreams gives the list that New would use: Config.Upstreams, or else
@@ -222,7 +250,11 @@ func isCachedOnly(ctx context.Context) bool { return ctx.Value(cachedOnly{}) != 
 // that began it and has a deadline of its own; each caller waits only as long
 // as its own context lasts.
 func (m *Mirror) flight(ctx context.Context, t Target, work func(context.Context) (any, error)) (any, error) {
-	ch, joined := m.launch(t, work)
+	limit := m.cfg.FetchTimeout
+	if t.Path == "golang.org/toolchain" {
+		limit = m.cfg.ToolchainTimeout
+	}
+	ch, joined := m.launch(flightKey(t), limit, work)
 	select {
 	case r := <-ch:
 		if joined() {
@@ -234,11 +266,13 @@ func (m *Mirror) flight(ctx context.Context, t Target, work func(context.Context
 	}
 }
 
+// flightKey prints the whole target: a .mod must not wait for a zip that nobody asked for.
+func flightKey(t Target) string { return t.Kind.String() + " " + t.String() }
+
 // launch starts the flight or joins one; joined tells which, once it is over.
-func (m *Mirror) launch(t Target, work func(context.Context) (any, error)) (result <-chan singleflight.Result, joined func() bool) {
+func (m *Mirror) launch(key string, limit time.Duration, work func(context.Context) (any, error)) (result <-chan singleflight.Result, joined func() bool) {
 	mine := false
-	// The key prints the whole target: a .mod must not wait for a zip that nobody asked for.
-	ch := m.flights.DoChan(t.Kind.String()+" "+t.String(), func() (any, error) {
+	ch := m.flights.DoChan(key, func() (any, error) {
 		mine = true
 		m.mu.Lock()
 		if m.closed {
@@ -248,10 +282,6 @@ func (m *Mirror) launch(t Target, work func(context.Context) (any, error)) (resu
 		m.running.Add(1)
 		m.mu.Unlock()
 		defer m.running.Done()
-		limit := m.cfg.FetchTimeout
-		if t.Path == "golang.org/toolchain" {
-			limit = m.cfg.ToolchainTimeout
-		}
 		ctx, cancel := context.WithTimeout(m.ctx, limit)
 		defer cancel()
 		v, err := work(ctx)

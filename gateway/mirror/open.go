@@ -56,8 +56,11 @@ func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 	f, err := m.stored(t)
 	if err == nil {
 		m.metrics.cache.WithLabelValues("disk", "hit").Inc()
+		if !f.Facts.indexed { // stored before there was an index, or just before the power went
+			m.sighted(ctx, t, f)
+		}
 		m.hot.put(t, f)
-		return m.opened(t, f, "disk")
+		return m.aged(ctx, t, f, "disk")
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		m.metrics.cache.WithLabelValues("disk", "error").Inc()
@@ -73,7 +76,19 @@ func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 		return nil, err
 	}
 	m.metrics.cache.WithLabelValues("upstream", "hit").Inc()
-	return m.opened(t, v.(*File), "upstream")
+	return m.aged(ctx, t, v.(*File), "upstream")
+}
+
+// aged is opened for a file that was not in memory. No checksum covers an
+// .info, so that its version may have to be dated.
+func (m *Mirror) aged(ctx context.Context, t Target, f *File, tier string) (*File, error) {
+	if t.Kind == Info && f.Facts.Age == "missing" {
+		fresh := *f
+		fresh.Facts = m.dated(ctx, t.module(), f.Facts)
+		f = &fresh
+		m.hot.put(t, f)
+	}
+	return m.opened(t, f, tier)
 }
 
 func resultOf(err error) string {

@@ -17,6 +17,9 @@ import (
 // as the database's own only once an upstream has said that it proxies it.
 func (m *Mirror) fetchSumdb(name string) sumdb.Fetch {
 	return func(ctx context.Context, path string, maxBytes int64) ([]byte, error) {
+		if isCachedOnly(ctx) {
+			return nil, fmt.Errorf("checksum database %s: %w", name, fs.ErrNotExist)
+		}
 		if _, ok := m.supported.Load(name); !ok {
 			if _, err := m.up.Get(ctx, "sumdb/"+name+"/supported", maxInfo, nil); err != nil {
 				if errors.Is(err, upstream.ErrNotFound) {
@@ -33,7 +36,7 @@ func (m *Mirror) fetchSumdb(name string) sumdb.Fetch {
 // openSumdb serves a checksum database: what was proved, from the store where it is.
 func (m *Mirror) openSumdb(ctx context.Context, t Target) (*File, error) {
 	db := m.databases[t.Sumdb]
-	if db == nil {
+	if db == nil && (m.own == nil || t.Sumdb != m.own.Name()) {
 		return nil, fmt.Errorf("%s: %w", t.Sumdb, ErrUnknownSumdb)
 	}
 	if f := m.hot.get(t); f != nil { // lookups and tiles never change
@@ -47,6 +50,9 @@ func (m *Mirror) openSumdb(ctx context.Context, t Target) (*File, error) {
 			return nil, err
 		}
 		return open(f, "memory"), nil
+	}
+	if m.own != nil && t.Sumdb == m.own.Name() {
+		return m.openOwnSumdb(ctx, t)
 	}
 	if t.Path != "" {
 		if err := m.route(t.Path); err != nil {

@@ -1,0 +1,253 @@
+package mirror
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"golang.org/x/mod/module"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// versionTable is this package's own, since one database serves several.
+const versionTable = "mirror_goose_version"
+
+// stateTimeout bounds one write of the state database.
+const stateTimeout = 30 * time.Second
+
+// state is what the mirror keeps in the state database about versions: when
+// each was first seen, where it came from, what its newest sibling says of it.
+type state struct {
+	db  *sql.DB
+	now func() time.Time
+
+	writing chan struct{} // of one: whoever put something in writes
+	mu      sync.Mutex    // guards waiting
+	waiting []*sighting   // for the next transaction
+}
+
+// A sighting is what a file, or a proved checksum record, tells of a version.
+// What is known already stays as it is.
+type sighting struct {
+	v                module.Version
+	proved           bool // content under this name exists: its age begins
+	stored           bool // a file of it is durable: it belongs into the index
+	published        time.Time
+	origin           Origin
+	movedTo          string // another commit that the tag names now
+	modHash, zipHash string
+
+	err  error
+	done chan struct{} // closed once err is set
+}
+
+// A known is a version's row.
+type known struct {
+	version         string
+	seen, published time.Time
+	indexed         bool
+	origin          Origin
+	movedTo         string
+}
+
+// A teaching is what the go.mod of a module's newest version says of all.
+type teaching struct {
+	newest     string
+	retracted  []interval
+	deprecated string
+}
+
+// An interval is one retraction.
+type interval struct {
+	Low, High string
+	Rationale string `json:",omitempty"`
+}
+
+func openState(ctx context.Context, db *sql.DB, now func() time.Time) (*state, error) {
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, fmt.Errorf("opening migrations: %w", err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, sub,
+		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return nil, fmt.Errorf("preparing migrations: %w", err)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return nil, fmt.Errorf("migrating the mirror's tables: %w", err)
+	}
+	return &state{db: db, now: now, writing: make(chan struct{}, 1)}, nil
+}
+
+// note writes a sighting and returns once it is durable. Callers that come
+// together share one transaction: the first of them writes for all.
+func (s *state) note(ctx context.Context, x *sighting) error {
+	x.done = make(chan struct{})
+	s.mu.Lock()
+	s.waiting = append(s.waiting, x)
+	s.mu.Unlock()
+	select {
+	case s.writing <- struct{}{}:
+		s.write(ctx)
+		<-s.writing
+	case <-x.done:
+	case <-ctx.Done():
+		return context.Cause(ctx) // another caller writes it, or the next one
+	}
+	<-x.done
+	return x.err
+}
+
+// write stores all that waits, in one transaction. Only who holds writing calls it.
+func (s *state) write(ctx context.Context) {
+	s.mu.Lock()
+	list := s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	if len(list) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stateTimeout)
+	defer cancel()
+	err := s.transact(ctx, list)
+	for _, x := range list {
+		x.err = err
+		close(x.done)
+	}
+}
+
+func (s *state) transact(ctx context.Context, list []*sighting) (err error) {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("noting versions: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("noting versions: %w", err), tx.Rollback())
+		}
+	}()
+	now := micros(s.now())
+	for _, x := range list {
+		if err := s.upsert(ctx, tx, x, now); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+// upsert fills what is not known yet of a version.
+func (s *state) upsert(ctx context.Context, tx *sql.Tx, x *sighting, now int64) error {
+	var place int64
+	if x.stored {
+		err := tx.QueryRowContext(ctx, `SELECT indexed FROM mirror_versions WHERE path = $1 AND version = $2`, x.v.Path, x.v.Version).Scan(&place)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		if place == 0 {
+			// The clock's row is a lock until the commit: a later place is never seen before an earlier one.
+			if err := tx.QueryRowContext(ctx, `UPDATE mirror_index_clock SET last = CASE WHEN last < $1 THEN $1 ELSE last + 1 END
+				WHERE one = 1 RETURNING last`, now).Scan(&place); err != nil {
+				return err
+			}
+		}
+	}
+	seen := int64(0)
+	if x.proved {
+		seen = now
+	}
+	o := x.origin
+	_, err := tx.ExecContext(ctx, `INSERT INTO mirror_versions AS m
+			(path, version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to, mod_hash, zip_hash)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+		ON CONFLICT (path, version) DO UPDATE SET
+			seen       = CASE WHEN m.seen = 0 THEN excluded.seen ELSE m.seen END,
+			indexed    = CASE WHEN m.indexed = 0 THEN excluded.indexed ELSE m.indexed END,
+			published  = CASE WHEN m.published = 0 THEN excluded.published ELSE m.published END,
+			origin_vcs = CASE WHEN m.origin = '' THEN excluded.origin_vcs ELSE m.origin_vcs END,
+			origin_url = CASE WHEN m.origin = '' THEN excluded.origin_url ELSE m.origin_url END,
+			origin     = CASE WHEN m.origin = '' THEN excluded.origin ELSE m.origin END,
+			moved_to   = CASE WHEN m.moved_to = '' THEN excluded.moved_to ELSE m.moved_to END,
+			mod_hash   = CASE WHEN m.mod_hash = '' THEN excluded.mod_hash ELSE m.mod_hash END,
+			zip_hash   = CASE WHEN m.zip_hash = '' THEN excluded.zip_hash ELSE m.zip_hash END`,
+		x.v.Path, x.v.Version, seen, place, micros(x.published), o.VCS, o.URL, o.Commit, x.movedTo, x.modHash, x.zipHash)
+	return err
+}
+
+// versions gives the rows of a module, or of one version where it is not "".
+func (s *state) versions(ctx context.Context, path, version string) (map[string]known, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to
+		FROM mirror_versions WHERE path = $1 AND ($2 = '' OR version = $2)`, path, version)
+	if err != nil {
+		return nil, fmt.Errorf("reading versions of %s: %w", path, err)
+	}
+	defer rows.Close()
+	all := map[string]known{}
+	for rows.Next() {
+		var k known
+		var seen, indexed, published int64
+		if err := rows.Scan(&k.version, &seen, &indexed, &published, &k.origin.VCS, &k.origin.URL, &k.origin.Commit, &k.movedTo); err != nil {
+			return nil, fmt.Errorf("reading versions of %s: %w", path, err)
+		}
+		k.seen, k.published, k.indexed = fromMicros(seen), fromMicros(published), indexed != 0
+		all[k.version] = k
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading versions of %s: %w", path, err)
+	}
+	return all, nil
+}
+
+// teaching gives what is known of a module's newest go.mod; nil if nothing is.
+func (s *state) teaching(ctx context.Context, path string) (*teaching, error) {
+	var t teaching
+	var retracted string
+	err := s.db.QueryRowContext(ctx, `SELECT newest, retracted, deprecated FROM mirror_modules WHERE path = $1`, path).
+		Scan(&t.newest, &retracted, &t.deprecated)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil //nolint:nilnil // nothing known is no error, and nothing else to return
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(retracted), &t.retracted)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading what is known of %s: %w", path, err)
+	}
+	return &t, nil
+}
+
+func (s *state) teach(ctx context.Context, path string, t *teaching) error {
+	retracted, err := json.Marshal(t.retracted)
+	if err != nil {
+		return fmt.Errorf("encoding retractions of %s: %w", path, err)
+	}
+	if _, err := s.db.ExecContext(ctx, `INSERT INTO mirror_modules (path, newest, retracted, deprecated) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (path) DO UPDATE SET newest = excluded.newest, retracted = excluded.retracted, deprecated = excluded.deprecated`,
+		path, t.newest, string(retracted), t.deprecated); err != nil {
+		return fmt.Errorf("storing what is known of %s: %w", path, err)
+	}
+	return nil
+}
+
+// micros is a time as the tables have it; the zero time is 0.
+func micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func fromMicros(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}

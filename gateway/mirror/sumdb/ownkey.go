@@ -1,0 +1,140 @@
+package sumdb
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+// An identity is the name of our own database and the key that signs its heads.
+type identity struct {
+	signer   note.Signer
+	verifier note.Verifier
+	vkey     string // NAME+HASH+KEY
+}
+
+// CheckName tells whether our own database may have a name: one that the go
+// command takes (host[/path]) and that is a path in every client's cache.
+func CheckName(name string) error {
+	host, _, _ := strings.Cut(name, "/")
+	for i := range len(name) {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("-./_", c) >= 0) {
+			return fmt.Errorf("name %q has a character that is no lower-case letter, digit, dot, dash, underscore or slash", name)
+		}
+	}
+	if !fs.ValidPath(name) || name == "." || strings.HasPrefix(host, "-") {
+		return fmt.Errorf("name %q is not of the form HOST[/PATH]", name)
+	}
+	return nil
+}
+
+// newName is the name of a database made on this host. It ends in chance: a
+// log that is lost and begun again is another log, and clients that remember
+// the first one must not take the second for it.
+func newName(host string) string {
+	host = strings.NewReplacer(":", "-", "[", "", "]", "").Replace(strings.ToLower(host))
+	name := host + "/sumdb-" + strings.ToLower(rand.Text()[:8])
+	if CheckName(name) != nil {
+		name = "localhost" + strings.TrimPrefix(name, host)
+	}
+	return name
+}
+
+// loadKey reads the signer key, or makes it where none may be lost.
+func loadKey(o OwnOptions, begun bool) (*identity, error) {
+	text, err := os.ReadFile(o.KeyFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && begun:
+		return nil, fmt.Errorf("reading the key of our checksum database: %w; the log was begun with it: restore the file", err)
+	case errors.Is(err, fs.ErrNotExist):
+		if text, err = makeKey(o); err != nil {
+			return nil, fmt.Errorf("making the key of our checksum database: %w", err)
+		}
+	case err != nil:
+		return nil, fmt.Errorf("reading the key of our checksum database: %w", err)
+	}
+	id, err := parseSigner(strings.TrimSpace(string(text)))
+	if err != nil {
+		return nil, fmt.Errorf("reading the key of our checksum database: %s: %w", o.KeyFile, err)
+	}
+	if o.Name != "" && o.Name != id.signer.Name() {
+		return nil, fmt.Errorf("our checksum database is called %s in %s and %s in the configuration; a log keeps its name", id.signer.Name(), o.KeyFile, o.Name)
+	}
+	return id, nil
+}
+
+// makeKey writes a new signer key, 0600, and on disk before anything is signed with it.
+func makeKey(o OwnOptions) ([]byte, error) {
+	name := o.Name
+	if name == "" {
+		name = newName(o.Host)
+	}
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	skey, _, err := note.GenerateKey(rand.Reader, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(o.KeyFile), 0o700); err != nil {
+		return nil, err
+	}
+	return []byte(skey), replaceFile(o.KeyFile, []byte(skey+"\n"))
+}
+
+// parseSigner reads "PRIVATE+KEY+NAME+HASH+KEY" and works out the public half.
+func parseSigner(skey string) (*identity, error) {
+	signer, err := note.NewSigner(skey)
+	if err != nil {
+		return nil, errors.New("it is no signer key") // the library's error may show it
+	}
+	fields := strings.SplitN(skey, "+", 5) // base64 may hold a plus itself
+	seed, err := base64.StdEncoding.DecodeString(fields[len(fields)-1])
+	if err != nil || len(seed) != 1+ed25519.SeedSize {
+		return nil, errors.New("it is no Ed25519 signer key")
+	}
+	public, ok := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("it is no Ed25519 signer key")
+	}
+	vkey, err := note.NewEd25519VerifierKey(signer.Name(), public)
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := note.NewVerifier(vkey)
+	if err != nil {
+		return nil, err
+	}
+	return &identity{signer: signer, verifier: verifier, vkey: vkey}, nil
+}
+
+// replaceFile puts b under name, 0600 and durable: a reader sees the old bytes or the new.
+func replaceFile(name string, b []byte) error {
+	dir := filepath.Dir(name)
+	f, err := os.CreateTemp(dir, filepath.Base(name)+".*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -99,6 +99,7 @@ func (s *Server) front(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /-/oauth/token", s.token)
 	mux.Handle("/-/api/v1/", api)
+	mux.HandleFunc("/index", s.index)
 	mux.HandleFunc("/", s.module)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := s.admissible(r); err != nil {

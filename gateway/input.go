@@ -38,14 +38,46 @@ func inputOf(p identity.Principal, t mirror.Target, v mirror.Visibility, now tim
 	return in
 }
 
-// resourceOf joins what is known of a version to the module's name. Facts without a source stay off, which is what
-// policy.NewFacts says of them.
-func resourceOf(name policy.Name, r mirror.Release) policy.Resource {
+// maxAge is where ages saturate, in days: an old version's facts stay the same from one day to the next.
+const maxAge = 90
+
+// resourceOf joins what is known of a version on a day to the module's name. Facts without a source stay off, which is
+// what policy.NewFacts says of them.
+func resourceOf(name policy.Name, r mirror.Release, today int) policy.Resource {
 	facts := policy.NewFacts(r.Version, r.Facts.Kind, int(r.Facts.Major))
 	facts.Sumdb = r.Facts.Sumdb
 	facts.Known.Sumdb = "ok"
 	if !r.Facts.Published.IsZero() {
 		facts.PublishedDay = int(r.Facts.Published.Unix() / day)
 	}
+	if r.Facts.Age != "" {
+		facts.Known.Age = r.Facts.Age
+	}
+	if r.Facts.Age == "ok" {
+		facts.FirstSeenDay = int(r.Facts.FirstSeen.Unix() / day)
+		facts.AgeDays = min(max(today-facts.FirstSeenDay, 0), maxAge)
+	}
+	facts.Retracted, facts.Known.Retracted = flagOf(r.Facts.Retracted)
+	facts.Deprecated, facts.Known.Deprecated = flagOf(r.Facts.Deprecated)
+	if r.Facts.OriginDrift != "" {
+		facts.OriginDrift, facts.Known.Origin = r.Facts.OriginDrift, "ok"
+	}
+	if r.Facts.OriginDrift == "unknown" {
+		facts.Known.Origin = "missing"
+	}
+	if o := r.Facts.Origin; o.Commit != "" {
+		facts.Provenance = &policy.Origin{VCS: o.VCS, Repo: o.URL, Commit: o.Commit}
+	}
 	return policy.Resource{Name: name, Facts: facts}
+}
+
+// flagOf is a flag with the state of its fact.
+func flagOf(f mirror.Flag) (policy.Flag, string) {
+	switch f.State {
+	case "":
+		return policy.Flag{State: "unknown"}, "off"
+	case "unknown":
+		return policy.Flag{State: "unknown"}, "missing"
+	}
+	return policy.Flag{State: f.State, Text: f.Text}, "ok"
 }

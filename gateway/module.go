@@ -137,7 +137,7 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 func (j *judge) release(ctx context.Context, releases ...mirror.Release) ([]policy.Decision, error) {
 	resources := make([]policy.Resource, len(releases))
 	for i, r := range releases {
-		resources[i] = resourceOf(j.input.Resource.Name, r)
+		resources[i] = resourceOf(j.input.Resource.Name, r, j.input.Context.Day)
 	}
 	return j.generation.Release(ctx, j.input, resources)
 }

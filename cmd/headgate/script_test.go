@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/zip"
 	"bufio"
 	"bytes"
 	"crypto/tls"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -55,6 +57,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
 			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "revoke": cmdRevoke,
+			"gosumdb": cmdGosumdb, "flipzip": cmdFlipZip,
 		},
 	})
 }
@@ -275,6 +278,41 @@ func until(ts *testscript.TestScript, try func() error) {
 // revoke TOKENFILE ends a token by the id that stands in it.
 func cmdRevoke(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("headgate", "token", "revoke", strings.Split(ts.ReadFile(args[0]), "_")[2]))
+}
+
+// gosumdb sets GOSUMDB as the gateway prints it, and OWN to the path of that database.
+func cmdGosumdb(ts *testscript.TestScript, neg bool, args []string) {
+	_, rest, ok := strings.Cut(of(ts).gateway.output.String(), "export GOSUMDB=")
+	if !ok {
+		ts.Fatalf("the gateway printed no GOSUMDB:\n%s", of(ts).gateway.output)
+	}
+	key, _, _ := strings.Cut(rest, "\n")
+	name, _, _ := strings.Cut(key, "+")
+	ts.Setenv("GOSUMDB", key)
+	ts.Setenv("OWN", "/sumdb/"+name)
+}
+
+// flipzip FILE changes a stored zip into another whole one: a byte of the first file's content and its checksum.
+func cmdFlipZip(ts *testscript.TestScript, neg bool, args []string) {
+	file := ts.MkAbs(args[0])
+	r, err := zip.OpenReader(file)
+	ts.Check(err)
+	defer r.Close()
+	var out bytes.Buffer
+	w := zip.NewWriter(&out)
+	for i, f := range r.File {
+		content, err := fs.ReadFile(r, f.Name)
+		ts.Check(err)
+		if i == 0 {
+			content = append(content, '\n')
+		}
+		dst, err := w.Create(f.Name)
+		ts.Check(err)
+		_, err = dst.Write(content)
+		ts.Check(err)
+	}
+	ts.Check(w.Close())
+	ts.Check(os.WriteFile(file, out.Bytes(), 0o600))
 }
 
 func ask(ts *testscript.TestScript, args []string) (status int, text string) {

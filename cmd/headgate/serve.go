@@ -78,6 +78,7 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer
 // An app is the gateway with its leaves, opened in order and closed in the reverse of it.
 type app struct {
 	config  *config
+	db      *sql.DB
 	audit   *audit.Log
 	policy  *policy.Engine
 	mirror  *mirror.Mirror
@@ -139,6 +140,7 @@ func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheu
 	if err != nil {
 		return nil, err
 	}
+	a.db = db
 	a.closers = append(a.closers, db.Close)
 	id, err := identity.Open(ctx, a.config.Identity, identity.Options{
 		DB: db, Keys: filepath.Join(a.config.State, "keys"), Logger: logger, Registerer: r, Fingerprint: a.audit.Fingerprint,
@@ -180,12 +182,23 @@ func (a *app) openMirror(ctx context.Context, logger *slog.Logger, r prometheus.
 			return err
 		}
 	}
-	a.mirror, err = mirror.New(ctx, a.config.Mirror, mirror.Options{Upstreams: machine, Logger: logger, Registerer: r})
+	a.mirror, err = mirror.New(ctx, a.config.Mirror, mirror.Options{
+		Upstreams: machine, Logger: logger, Registerer: r, DB: a.db, State: a.config.State, Host: a.host(),
+	})
 	if err != nil {
 		return fmt.Errorf("opening the mirror: %w", err)
 	}
 	a.closers = append(a.closers, a.mirror.Close)
 	return a.notOurselves()
+}
+
+// host is the name under which clients know this gateway.
+func (a *app) host() string {
+	u, err := url.Parse(a.config.Gateway.URL)
+	if err != nil || u.Hostname() == "" {
+		return "localhost"
+	}
+	return u.Hostname()
 }
 
 // notOurselves refuses an upstream that is this gateway: the machine's GOPROXY may name it already.

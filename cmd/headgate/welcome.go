@@ -54,6 +54,9 @@ func (a *app) clientLines() []string {
 	if ca := a.server.CAFile(); ca != "" {
 		lines = append(lines, "export SSL_CERT_FILE="+ca)
 	}
+	if key, err := a.mirror.OwnSumdb(); err == nil && key != "" {
+		lines = append(lines, "export GOSUMDB="+key)
+	}
 	return append(lines, "go mod download")
 }
 

@@ -46,7 +46,8 @@ type Facts struct {
 }
 
 // Flag is a yes or no of a go.mod, with its author's text cut to a short
-// printable line. State is "yes", "no", "unknown", or "" without a state database.
+// printable line. State is "yes", "no", "unknown" where that go.mod could not be
+// read, and "" where nobody has asked for the module's list, which names it.
 type Flag struct{ State, Text string }
 
 // Origin is a commit of a repository.

@@ -77,7 +77,10 @@ func (m *Mirror) learn(ctx context.Context, path string, versions []string) {
 		return
 	}
 	have, err := m.state.teaching(ctx, path)
-	if err != nil || have != nil && have.newest == newest {
+	if err == nil && have == nil {
+		have, err = &teaching{}, m.state.listed(ctx, path)
+	}
+	if err != nil || have.newest == newest {
 		return
 	}
 	work := func(ctx context.Context) (any, error) { return nil, m.study(ctx, path, newest) }
@@ -85,7 +88,7 @@ func (m *Mirror) learn(ctx context.Context, path string, versions []string) {
 		_, err = work(WithCachedOnly(ctx))
 	} else {
 		ch, _ := m.launch("study "+path, m.cfg.FetchTimeout, work)
-		if have != nil {
+		if have.newest != "" {
 			return // the old ones hold until the flight is over
 		}
 		select {
@@ -151,7 +154,10 @@ func plainText(s string) string {
 
 // flags are what the newest go.mod says of a version.
 func (t *teaching) flags(version string) (retracted, deprecated Flag) {
-	if t == nil {
+	switch {
+	case t == nil:
+		return Flag{}, Flag{}
+	case t.newest == "":
 		return Flag{State: "unknown"}, Flag{State: "unknown"}
 	}
 	retracted, deprecated = Flag{State: "no"}, Flag{State: "no"}

@@ -59,7 +59,8 @@ type known struct {
 	movedTo         string
 }
 
-// A teaching is what the go.mod of a module's newest version says of all.
+// A teaching is what the go.mod of a module's newest version says of all; newest
+// is empty where it is not known yet.
 type teaching struct {
 	newest     string
 	retracted  []interval
@@ -206,7 +207,8 @@ func (s *state) versions(ctx context.Context, path, version string) (map[string]
 	return all, nil
 }
 
-// teaching gives what is known of a module's newest go.mod; nil if nothing is.
+// teaching gives what is known of a module's newest go.mod: nil if the module
+// was never listed, without newest if it was, but the go.mod could not be read.
 func (s *state) teaching(ctx context.Context, path string) (*teaching, error) {
 	var t teaching
 	var retracted string
@@ -224,6 +226,16 @@ func (s *state) teaching(ctx context.Context, path string) (*teaching, error) {
 	return &t, nil
 }
 
+// listed notes that a module's versions were listed: its newest go.mod is to be read.
+func (s *state) listed(ctx context.Context, path string) error {
+	if _, err := s.db.ExecContext(ctx, `INSERT INTO mirror_modules (path, newest, retracted, deprecated) VALUES ($1, '', 'null', '')
+		ON CONFLICT (path) DO NOTHING`, path); err != nil {
+		return fmt.Errorf("storing that %s was listed: %w", path, err)
+	}
+	return nil
+}
+
+// teach stores what a module's newest go.mod says.
 func (s *state) teach(ctx context.Context, path string, t *teaching) error {
 	retracted, err := json.Marshal(t.retracted)
 	if err != nil {

@@ -104,7 +104,15 @@ func (f *flight) ReadConfig(file string) ([]byte, error) {
 	return f.d.head, nil // nil is the empty tree
 }
 
-func (f *flight) WriteConfig(_ string, old, head []byte) error { return f.d.swap(old, head) }
+func (f *flight) WriteConfig(_ string, old, head []byte) error {
+	err := f.d.swap(old, head)
+	if err != nil && !errors.Is(err, sumdb.ErrWriteConflict) { // our disk: the client would call it an answer that does not verify
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.errs = append(f.errs, err)
+	}
+	return err
+}
 
 func (f *flight) ReadCache(file string) ([]byte, error) {
 	if f.afresh {

@@ -33,12 +33,12 @@ const (
 
 // A DamageError says what in the log is not as it was written. Where one record can be named, Seq is not negative.
 type DamageError struct {
-	Code    int    // ExitAltered and so on
-	Epoch   int64  // epoch it is in
-	Seq     int64  // record, or first record that is missing; -1 if unknown
-	SeqTo   int64  // last record concerned
-	EventID string // of the record, as far as it can still be read
-	Detail  string // what was found, for people
+	Code    int    `json:"code"`               // ExitAltered and so on
+	Epoch   int64  `json:"epoch"`              // epoch it is in
+	Seq     int64  `json:"seq"`                // record, or first record that is missing; -1 if unknown
+	SeqTo   int64  `json:"seq_to"`             // last record concerned
+	EventID string `json:"event_id,omitempty"` // of the record, as far as it can still be read
+	Detail  string `json:"detail"`             // what was found, for people
 }
 
 func (e *DamageError) Error() string {

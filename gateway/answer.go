@@ -85,11 +85,29 @@ func fileAnswer(f *mirror.File, target mirror.Target, private bool) *answer {
 	return a
 }
 
+// changing marks an .info that answers for whatever is newest now: it is not to be kept, and may be stale.
+func (a *answer) changing(stale bool, age time.Duration) *answer {
+	a.cacheControl, a.stale, a.age = noCache, stale, age
+	return a
+}
+
+// takesGzip reads Accept-Encoding as far as it matters here: gzip, not refused with q=0 (RFC 9110, 12.5.3).
+func takesGzip(header string) bool {
+	for coding := range strings.SplitSeq(header, ",") {
+		name, weight, _ := strings.Cut(coding, ";")
+		if strings.EqualFold(strings.TrimSpace(name), "gzip") {
+			q, ok := strings.CutPrefix(strings.TrimSpace(weight), "q=")
+			return !ok || strings.Trim(q, "0.") != ""
+		}
+	}
+	return false
+}
+
 // encode compresses a text in memory for a client that takes gzip. The coded body is another representation, so its
 // ETag differs (RFC 9110, section 8.8.3).
 func (a *answer) encode(r *http.Request) {
 	if len(a.body) < gzipFrom || !strings.HasPrefix(a.contentType[0], "text/") ||
-		!strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") || r.Header.Get("Range") != "" {
+		!takesGzip(r.Header.Get("Accept-Encoding")) || r.Header.Get("Range") != "" {
 		return
 	}
 	var coded bytes.Buffer

@@ -44,7 +44,7 @@ type Status struct {
 	Version  string    `json:"version"`
 	URL      string    `json:"url"`
 	Started  time.Time `json:"started"`
-	Policy   any       `json:"policy"`
+	Policy   any       `json:"policy,omitempty"`
 	Writable bool      `json:"audit_writable"`
 }
 
@@ -79,7 +79,7 @@ func (s *Server) admin(action string, do operation) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := deadline(r.Context())
 		defer cancel()
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		limitBody(w, r)
 		x := s.begin(w, r)
 		x.action, x.rec.Kind, x.rec.Action = "api", audit.KindAdmin, action
 		by, err := s.administrator(x)
@@ -93,6 +93,7 @@ func (s *Server) admin(action string, do operation) http.Handler {
 		}
 		result, err := effect(ctx)
 		if err != nil {
+			x.failed(err)
 			x.apiError(err)
 			return
 		}
@@ -189,7 +190,11 @@ func (s *Server) revokeToken(x *exchange, _ identity.Principal) (func(context.Co
 
 func (s *Server) readStatus(*exchange, identity.Principal) (func(context.Context) (any, error), error) {
 	return func(context.Context) (any, error) {
-		return Status{Version: s.version, URL: s.URL(), Started: s.started, Policy: s.policy.Status(), Writable: s.audit.Writable() == nil}, nil
+		status := Status{Version: s.version, URL: s.URL(), Started: s.started, Writable: s.audit.Writable() == nil}
+		if s.policy != nil { // there is none in a gateway for the administrator alone
+			status.Policy = s.policy.Status()
+		}
+		return status, nil
 	}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"strings"
+	"syscall"
 
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
@@ -55,6 +56,9 @@ var (
 	errNoAccess = errors.New("credential may not do this")
 )
 
+// storeDown is a disk of ours that takes nothing new in; what it has is still served.
+var storeDown = Problem{Status: 503, Code: "STORE-DOWN", Public: "this gateway cannot store a new file now; ask again later", Stage: "release", RetryAfter: 30}
+
 // table turns errors of the parts into problems. The first row that matches counts; what no row names is 500. Not found
 // stands last: whatever else went wrong on the way is trouble.
 var table = []struct {
@@ -75,6 +79,7 @@ var table = []struct {
 	{mirror.ErrPrivate, Problem{Status: 403, Code: "PRIVATE-AT-PUBLIC-SUMDB", Public: "a private module, at a public database", Stage: "protocol", Remedy: "none", Advice: []string{"set GOSUMDB to ours, which this gateway prints at start", "or set GONOSUMDB for your private patterns"}}},
 	{mirror.ErrAuditors, Problem{Status: 403, Code: "SUMDB-AUDITORS-ONLY", Public: "records in bulk are for auditors; ask for one by lookup", Stage: "protocol", Remedy: "none"}},
 	{mirror.ErrOwnSumdb, Problem{Status: 503, Code: "SUMDB-STOPPED", Public: "our checksum database may not go on until an operator acts", Stage: "release", RetryAfter: 60}},
+	{syscall.ENOSPC, storeDown}, {syscall.EDQUOT, storeDown}, {syscall.EROFS, storeDown}, {syscall.EIO, storeDown}, {syscall.EMFILE, storeDown},
 	{mirror.ErrNoPrivateSource, Problem{Status: 502, Code: "NO-PRIVATE-SOURCE", Public: "a private module, and this gateway has no source for it", Stage: "release"}},
 	{mirror.ErrNotListed, Problem{Status: 502, Code: "SUMDB-NOT-LISTED", Public: "not in the checksum database, so not taken in", Stage: "release"}},
 	{mirror.ErrMismatch, Problem{Status: 502, Code: "CHECKSUM-MISMATCH", Public: "upstream sent bytes that do not verify; nothing was stored", Stage: "release"}},
@@ -92,6 +97,12 @@ func problemOf(err error) *Problem {
 	}
 	if e, ok := errors.AsType[*identity.Error](err); ok {
 		return refusedIdentity(e)
+	}
+	if e, ok := errors.AsType[*mirror.GoVersionError](err); ok {
+		return &Problem{
+			Status: 502, Code: "GO-TOO-OLD", Stage: "release", Err: err,
+			Public: fmt.Sprintf("the module needs go %s; this gateway fetches with go %s", e.Want, e.Have),
+		}
 	}
 	for _, row := range table {
 		if errors.Is(err, row.match) {
@@ -165,7 +176,7 @@ func (p *Problem) write(w http.ResponseWriter, r *http.Request, id, revision str
 	if p.RetryAfter > 0 {
 		h.Set("Retry-After", fmt.Sprint(p.RetryAfter))
 	}
-	if p.Status == http.StatusMethodNotAllowed {
+	if p.Status == http.StatusMethodNotAllowed && h.Get("Allow") == "" {
 		h.Set("Allow", "GET, HEAD")
 	}
 	if p.Challenge != "" {

@@ -147,6 +147,15 @@ func (s *Server) record(ctx context.Context, x *exchange, err error) error {
 	return err
 }
 
+// failed records that what was decided and recorded did not take effect.
+func (x *exchange) failed(err error) {
+	out := audit.Begin(x.rec.EventID)
+	out.Kind, out.Action, out.Severity = audit.KindOutcome, x.rec.Action, 3
+	out.Subject, out.Device, out.Change = x.rec.Subject, x.rec.Device, x.rec.Change
+	out.Outcome = audit.Outcome{Status: problemOf(err).Status, MS: time.Since(x.start).Milliseconds(), Aborted: true}
+	x.s.audit.Note(out)
+}
+
 // finish answers a request that got no further than a problem.
 func (x *exchange) finish(err error) { x.problem(err) }
 
@@ -160,7 +169,11 @@ func (x *exchange) problem(err error) {
 	p.write(x.w, x.r, x.rec.EventID, x.revision)
 	x.done(p.effect())
 	if p.Status >= 500 {
-		x.s.log.LogAttrs(x.r.Context(), slog.LevelError, "request failed", slog.String("id", x.rec.EventID),
+		level := slog.LevelError
+		if errors.Is(err, errAudit) {
+			level = slog.LevelDebug // the log has said that it cannot be written, once
+		}
+		x.s.log.LogAttrs(x.r.Context(), level, "request failed", slog.String("id", x.rec.EventID),
 			slog.String("code", p.Code), slog.Int("status", p.Status), slog.Any("err", p.Err))
 	}
 }

@@ -30,6 +30,7 @@ const (
 	maxHeader      = 128 << 10
 	maxBody        = 1 << 20
 	headerTimeout  = 10 * time.Second
+	bodyTimeout    = 20 * time.Second
 	idleTimeout    = 120 * time.Second
 	requestTimeout = 15 * time.Minute // above the mirror's own limit for a fetch, which answers 504
 	maxStreams     = 250              // go mod download opens one stream a core and one a prefix probe
@@ -98,6 +99,10 @@ func New(cfg Config, o Options) *Server {
 func (s *Server) front(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /-/oauth/token", s.token)
+	mux.HandleFunc("/-/oauth/token", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", "POST")
+		s.refuse(w, r, errMethod)
+	})
 	mux.Handle("/-/api/v1/", api)
 	mux.HandleFunc("/index", s.index)
 	mux.HandleFunc("/", s.module)
@@ -106,6 +111,7 @@ func (s *Server) front(api http.Handler) http.Handler {
 			s.refuse(w, r, err)
 			return
 		}
+		limitBody(w, r)
 		if s.base != "" && r.URL.Path != "/" {
 			rest, ok := strings.CutPrefix(r.URL.EscapedPath(), s.base)
 			if !ok || rest != "" && rest[0] != '/' {
@@ -145,6 +151,17 @@ func (s *Server) admissible(r *http.Request) error {
 		return fmt.Errorf("reading the request target: %w", mirror.ErrSpelling)
 	}
 	return nil
+}
+
+// limitBody bounds what a client may send beside its headers, in bytes and in time. A connection whose body stalls
+// would else be held for ever, and through every drain. A request without a body keeps the connection's own limits: a
+// deadline on reading would end a long download.
+func limitBody(w http.ResponseWriter, r *http.Request) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // a writer without deadlines is one of a test
 }
 
 func (s *Server) ourHost(r *http.Request) bool {

@@ -41,6 +41,10 @@ func (s *Server) answer(ctx context.Context, x *exchange) (*answer, error) {
 	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
 		return nil, fmt.Errorf("answering %s: %w", x.action, errMethod)
 	}
+	if x.r.ContentLength != 0 {
+		_ = x.w.control.SetReadDeadline(time.Now()) // net/http would wait for the rest of the body before it answers
+		return nil, fmt.Errorf("answering %s with a body: %w", x.r.Method, errRequest)
+	}
 	target, ctx, err := s.target(ctx, x.r)
 	if err != nil {
 		return nil, err
@@ -239,7 +243,11 @@ func (s *Server) latest(ctx context.Context, x *exchange, j *judge) (*answer, er
 		return nil, refused(decisions[i], "release", decisions[i].Text(x.text(j.at(versions.Releases[i].Version), "")))
 	}
 	x.rec.Version = version
-	return s.open(ctx, x, j.info(version))
+	a, err := s.open(ctx, x, j.info(version))
+	if err != nil {
+		return nil, err
+	}
+	return a.changing(versions.Stale, versions.Age), nil
 }
 
 // untagged answers @latest of a module without tags, whose newest commit the origin names.
@@ -257,7 +265,11 @@ func (s *Server) untagged(ctx context.Context, x *exchange, j *judge) (*answer, 
 	if !decisions[0].Visible {
 		return nil, refused(decisions[0], "release", decisions[0].Text(x.text(j.at(release.Version), "")))
 	}
-	return s.open(ctx, x, j.info(release.Version))
+	a, err := s.open(ctx, x, j.info(release.Version))
+	if err != nil {
+		return nil, err
+	}
+	return a.changing(false, 0), nil
 }
 
 func (j *judge) at(version string) mirror.Target {

@@ -17,7 +17,7 @@ import (
 func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 	x := s.begin(w, r)
 	x.action, x.rec.Kind, x.rec.Action = "token", audit.KindAuth, "token.exchange"
-	draft, err := s.draftExchange(w, r)
+	draft, err := s.draftExchange(r)
 	x.drafted(draft.Token, err)
 	err = oauthProblem(err)
 	if err := s.record(r.Context(), x.decided(nil, err), err); err != nil {
@@ -26,6 +26,7 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 	}
 	secret, err := s.identity.Issue(r.Context(), draft)
 	if err != nil {
+		x.failed(err)
 		x.oauthError(oauthProblem(err))
 		return
 	}
@@ -35,8 +36,8 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Server) draftExchange(w http.ResponseWriter, r *http.Request) (identity.Draft, error) {
-	form, err := readForm(w, r)
+func (s *Server) draftExchange(r *http.Request) (identity.Draft, error) {
+	form, err := readForm(r)
 	if err != nil {
 		return identity.Draft{}, err
 	}
@@ -48,8 +49,7 @@ func (s *Server) draftExchange(w http.ResponseWriter, r *http.Request) (identity
 }
 
 // readForm takes the parameters from the body alone: what stands in a URL ends up in logs (RFC 6749, section 3.2).
-func readForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+func readForm(r *http.Request) (url.Values, error) {
 	if err := r.ParseForm(); err != nil {
 		return nil, &identity.Error{Code: identity.RequestInvalid, Err: err}
 	}
@@ -78,6 +78,12 @@ func oauthProblem(err error) error {
 	p := refusedIdentity(e)
 	if p.Status < http.StatusInternalServerError {
 		p.Status, p.Challenge = http.StatusBadRequest, ""
+	}
+	switch e.Code {
+	case identity.RequestInvalid:
+		p.Public = "the request is not a token exchange that is served here"
+	case identity.ScopeExceeded:
+		p.Public = "more was asked for than the subject token reaches"
 	}
 	return p
 }

@@ -146,7 +146,13 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) error {
 	defer cancel()
 	var group errgroup.Group
 	for _, server := range servers {
-		group.Go(func() error { return server.Shutdown(stop) })
+		group.Go(func() error {
+			err := server.Shutdown(stop)
+			if err != nil {
+				_ = server.Close() // what did not end in time is cut, so that outcomes are written and the log is closed
+			}
+			return err
+		})
 	}
 	if err := group.Wait(); err != nil {
 		return errors.Join(lost, fmt.Errorf("finishing requests: %w", err))

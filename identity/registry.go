@@ -163,7 +163,7 @@ func (e *entry) state(now int64) Code {
 			return TokenExpired
 		}
 	}
-	if e.row.Class == ClassPerson && now-e.used.Load() > int64(idle/time.Second) {
+	if e.row.Class == ClassPerson && now-max(e.used.Load(), toUnix(e.row.Created)) > int64(idle/time.Second) {
 		return TokenExpired
 	}
 	return ""

@@ -137,7 +137,7 @@ func (s *Service) draft(r row, until time.Time) (Draft, error) {
 		panic("identity: newText made what parseText refuses: " + err.Error())
 	}
 	now := time.Now().UTC().Truncate(time.Second)
-	r.ID, r.Created, r.LastUsed, r.Expires = parsed.id.String(), now, now, until.UTC().Truncate(time.Second)
+	r.ID, r.Created, r.Expires = parsed.id.String(), now, until.UTC().Truncate(time.Second)
 	if !r.Expires.After(now) {
 		return Draft{}, refuse(RequestInvalid, "drafting token: it would be over at once")
 	}

@@ -29,7 +29,10 @@ const (
 )
 
 // configFiles must all be there: a rules.yaml that went missing must not take its rules along in silence.
-var configFiles = []string{"bundle.yaml", "config/rules.yaml", "config/teams.yaml", "config/waivers.yaml"}
+var configFiles = []string{"bundle.yaml", "config/rules.yaml", "config/teams.yaml"}
+
+// waiversName may be absent: then nothing is forgiven.
+const waiversName = "config/waivers.yaml"
 
 // bundle is one revision of policy: its files, and after build what the compiler takes.
 type bundle struct {
@@ -52,6 +55,9 @@ func readBundle(fsys, library fs.FS) (*bundle, error) {
 		if b.files[name] == nil {
 			return nil, fmt.Errorf("%s: is missing; a bundle has %s", name, strings.Join(configFiles, ", "))
 		}
+	}
+	if b.files[waiversName] == nil {
+		b.files[waiversName] = []byte("waivers: []\n") // nothing is forgiven
 	}
 	m, err := parseManifest(b.files["bundle.yaml"])
 	if err != nil {
@@ -120,12 +126,12 @@ func readFile(fsys fs.FS, name string, d fs.DirEntry) ([]byte, error) {
 		return nil, fmt.Errorf("%q: name is not UTF-8", name)
 	}
 	switch {
-	case slices.Contains(configFiles, name):
+	case slices.Contains(configFiles, name), name == waiversName:
 	case strings.HasSuffix(name, "_test.rego"), strings.HasSuffix(name, ".md"), strings.HasSuffix(name, ".go"):
 		return nil, nil
 	case strings.HasSuffix(name, ".rego") && strings.Contains(name, "/"):
 	default:
-		return nil, fmt.Errorf("%s: has no place in a bundle; want %s, Rego in folders, or *.md", name, strings.Join(configFiles, ", "))
+		return nil, fmt.Errorf("%s: has no place in a bundle; want %s, %s, Rego in folders, or *.md", name, strings.Join(configFiles, ", "), waiversName)
 	}
 	f, err := fsys.Open(name)
 	if err != nil {

@@ -63,25 +63,25 @@ type Options struct {
 
 // Event is an activation or a rejection of a bundle, for the audit log.
 type Event struct {
-	Time     time.Time
-	Active   bool   // true: activated; false: rejected
-	Source   string // embedded, folder
-	Revision string // of the bundle; "" if it could not be read
-	Digest   string
-	Previous string // digest that was active before
-	State    string // step that rejected it: fetched, built, checked; "" when activated
-	Reason   string // "" when activated
-	Restored bool   // from the archive of an earlier run
+	Time     time.Time `json:"time,omitzero"`
+	Active   bool      `json:"active"`             // true: activated; false: rejected
+	Source   string    `json:"source,omitempty"`   // embedded, folder
+	Revision string    `json:"revision,omitempty"` // of the bundle; "" if it could not be read
+	Digest   string    `json:"digest,omitempty"`
+	Previous string    `json:"previous,omitempty"` // digest that was active before
+	State    string    `json:"state,omitempty"`    // step that rejected it: fetched, built, checked; "" when activated
+	Reason   string    `json:"reason,omitempty"`   // "" when activated
+	Restored bool      `json:"restored,omitempty"` // from the archive of an earlier run
 }
 
 // Status is the state of the engine for people and health checks.
 type Status struct {
-	Source      string
-	Revision    string // "" while no bundle is active
-	Digest      string
-	ActivatedAt time.Time
-	Restored    bool   // the active bundle came from the archive, since the source had none that is good
-	Rejection   *Event // the last one; nil once the source is good again
+	Source      string    `json:"source"`
+	Revision    string    `json:"revision,omitempty"` // "" while no bundle is active
+	Digest      string    `json:"digest,omitempty"`
+	ActivatedAt time.Time `json:"activated_at,omitzero"`
+	Restored    bool      `json:"restored,omitempty"`  // the active bundle came from the archive, since the source had none that is good
+	Rejection   *Event    `json:"rejection,omitempty"` // the last one; nil once the source is good again
 }
 
 // Engine holds the active generation and replaces it when its source changes.

@@ -17,20 +17,22 @@ const root = "github.com/headgate/headgate/"
 // imports is the whole import table of the shipped code: a package imports its own children; gateway also imports
 // identity, policy and audit; cmd wires. A new edge is a change here and in README.md.
 var imports = map[string][]string{
-	"audit":                     {},
-	"identity":                  {},
-	"identity/identitytest":     {},
-	"deploy":                    {},
-	"policies":                  {},
-	"policy":                    {},
-	"gateway":                   {"audit", "gateway/mirror", "identity", "policy"},
-	"gateway/mirror":            {"gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream"},
-	"gateway/mirror/mirrortest": {},
-	"gateway/mirror/store":      {},
-	"gateway/mirror/sumdb":      {},
-	"gateway/mirror/upstream":   {},
-	"cmd/headgate":              {"audit", "gateway", "gateway/mirror", "identity", "policies", "policy"},
-	"cmd/headgate-demo":         {"gateway/mirror/mirrortest", "identity/identitytest"},
+	"audit":                      {},
+	"identity":                   {},
+	"identity/identitytest":      {},
+	"deploy":                     {},
+	"policies":                   {},
+	"policy":                     {},
+	"gateway":                    {"audit", "gateway/mirror", "identity", "policy"},
+	"gateway/mirror":             {"gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream", "gateway/mirror/vcs"},
+	"gateway/mirror/mirrortest":  {},
+	"gateway/mirror/store":       {},
+	"gateway/mirror/sumdb":       {},
+	"gateway/mirror/upstream":    {},
+	"gateway/mirror/vcs":         {},
+	"gateway/mirror/vcs/vcstest": {},
+	"cmd/headgate":               {"audit", "gateway", "gateway/mirror", "identity", "policies", "policy"},
+	"cmd/headgate-demo":          {"gateway/mirror/mirrortest", "identity/identitytest"},
 }
 
 // soleUsers names the folders that alone may import a library.

@@ -50,11 +50,16 @@ checkpoint, 13 torn tail only, 14 key unknown or outside its window, 15 checkpoi
 			}
 			start := time.Now()
 			report, err := audit.Verify(cmd.Context(), dir, audit.VerifyOptions{})
+			if asJSON {
+				if jerr := json.NewEncoder(cmd.OutOrStdout()).Encode(verdictOf(report, err)); jerr != nil {
+					return jerr
+				}
+			}
 			if err != nil {
 				return fmt.Errorf("verifying %s: %w", dir, err)
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(report)
+				return nil
 			}
 			return printReport(cmd.OutOrStdout(), report, time.Since(start))
 		},
@@ -62,6 +67,34 @@ checkpoint, 13 torn tail only, 14 key unknown or outside its window, 15 checkpoi
 	cmd.Flags().StringVar(&dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	return cmd
+}
+
+// A verdict is the report of verify for machines.
+type verdict struct {
+	Good        bool               `json:"good"`
+	Damage      *audit.DamageError `json:"damage,omitempty"`
+	Error       string             `json:"error,omitempty"`
+	Origin      string             `json:"origin,omitempty"`
+	Epochs      int                `json:"epochs"`
+	Segments    int                `json:"segments"`
+	Records     int64              `json:"records"`
+	Bytes       int64              `json:"bytes"`
+	Checkpoints int                `json:"checkpoints"`
+	Root        string             `json:"root,omitempty"`
+}
+
+func verdictOf(r *audit.Report, err error) verdict {
+	v := verdict{
+		Good: err == nil, Origin: r.Origin, Epochs: r.Epochs, Segments: r.Segments, Records: r.Records, Bytes: r.Bytes,
+		Checkpoints: r.Checkpoints,
+	}
+	if err != nil {
+		v.Error = err.Error()
+		v.Damage, _ = errors.AsType[*audit.DamageError](err)
+	} else {
+		v.Root = r.Root.String()
+	}
+	return v
 }
 
 // printReport says what was found in good order.

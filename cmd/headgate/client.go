@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/gateway"
 )
 
@@ -57,24 +57,34 @@ func (o *remote) connect(ctx context.Context) (*client, error) {
 		return nil, err
 	}
 	socket := gateway.SocketPath(c.State)
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-	if err == nil {
-		conn.Close()
-		return overSocket(socket, func() error { return nil }), nil
+	for tries := 0; ; tries++ {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err == nil {
+			conn.Close()
+			return overSocket(socket, func() error { return nil }), nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, fmt.Errorf("reaching the gateway: %w; run this as root or as the gateway's user, or use --url", err)
+		}
+		stop, err := brieflyServe(ctx, c)
+		if err == nil {
+			return overSocket(socket, stop), nil
+		}
+		// Somebody has the lock and no socket yet: a gateway that starts, or another verb like this one.
+		if !errors.Is(err, audit.ErrLocked) || tries == 50 {
+			return nil, fmt.Errorf("no gateway answers on %s, and acting in its place failed: %w", socket, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, fmt.Errorf("reaching the gateway: %w; run this as root or as the gateway's user, or use --url", err)
-	}
-	stop, err := brieflyServe(ctx, c)
-	if err != nil {
-		return nil, fmt.Errorf("no gateway answers on %s, and acting in its place failed: %w", socket, err)
-	}
-	return overSocket(socket, stop), nil
 }
 
 // brieflyServe runs the gateway on its socket alone until stop.
 func brieflyServe(ctx context.Context, c *config) (stop func() error, err error) {
-	a, err := open(ctx, c, slog.New(slog.DiscardHandler), false)
+	a, err := openAdministration(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +162,11 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("reading the gateway's answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return apiError(resp.Status, text)
+		err := apiError(resp.Status, text)
+		if resp.StatusCode == http.StatusBadRequest {
+			return &useError{err}
+		}
+		return err
 	}
 	if err := json.Unmarshal(text, out); err != nil {
 		return fmt.Errorf("reading the gateway's answer: %w", err)

@@ -4,8 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/gateway"
@@ -48,10 +52,70 @@ func loadConfig(file string) (*config, error) {
 	d.invalid("policy", c.Policy.Validate())
 	d.invalid("mirror", c.Mirror.Validate())
 	d.invalid("audit", c.Audit.Validate())
+	d.invalid("", c.contradictions())
 	if err := d.err(); err != nil {
 		return nil, &configError{err}
 	}
 	return c, nil
+}
+
+// contradictions are mistakes that no section sees alone: named files that are not there, and an upstream that is
+// this gateway.
+func (c *config) contradictions() []error {
+	var errs []error
+	for _, f := range c.files() {
+		if _, err := os.Stat(*f.path); *f.path != "" && f.mustExist && err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w; want a file that can be read", f.key, err))
+		}
+	}
+	for i, word := range c.Mirror.Upstreams {
+		for one := range strings.SplitSeq(word, "|") {
+			if u, err := url.Parse(one); err == nil && c.ourselves(u.Host, u.Scheme) {
+				errs = append(errs, fmt.Errorf("mirror.upstreams[%d]: %s is this gateway itself; want the real upstream", i, u.Host))
+			}
+		}
+	}
+	return errs
+}
+
+// A namedFile is a key of the configuration that holds a path.
+type namedFile struct {
+	key       string
+	path      *string
+	mustExist bool
+}
+
+func (c *config) files() []namedFile {
+	files := []namedFile{
+		{"gateway.tls.cert", &c.Gateway.TLS.Cert, true}, {"gateway.tls.key", &c.Gateway.TLS.Key, true},
+		{"identity.database", &c.Identity.Database, false}, {"identity.pepper_file", &c.Identity.PepperFile, true},
+		{"policy.path", &c.Policy.Path, true}, {"mirror.store", &c.Mirror.Store, false}, {"audit.dir", &c.Audit.Dir, false},
+	}
+	for i := range c.Identity.Issuers {
+		files = append(files, namedFile{fmt.Sprintf("identity.issuers[%d].ca_file", i), &c.Identity.Issuers[i].CAFile, true})
+	}
+	return files
+}
+
+// ourselves tells whether a host, with or without port, is where this gateway listens or what clients call it.
+func (c *config) ourselves(host, scheme string) bool {
+	name, port, err := net.SplitHostPort(host)
+	if err != nil {
+		name, port = strings.Trim(host, "[]"), map[string]string{"http": "80"}[scheme]
+	}
+	port = orElse(port, "443")
+	ip := net.ParseIP(name)
+	local := strings.EqualFold(name, "localhost") || ip.IsLoopback()
+	_, listen, _ := net.SplitHostPort(orElse(c.Gateway.Listen, "127.0.0.1:8443"))
+	if local && port == listen {
+		return true
+	}
+	u, err := url.Parse(c.Gateway.URL)
+	if err != nil || c.Gateway.URL == "" {
+		return false
+	}
+	named := slices.ContainsFunc(append(c.Gateway.Hosts, u.Hostname()), func(own string) bool { return strings.EqualFold(own, name) })
+	return named && (port == listen || port == orElse(u.Port(), "443"))
 }
 
 // A configError is a configuration that cannot be used as it stands.
@@ -80,7 +144,8 @@ func readConfig(file string) (text []byte, name string, err error) {
 	return text, systemConfig, nil
 }
 
-// defaults fills the paths that depend on the state folder; all other defaults are their packages' own.
+// defaults makes paths absolute, from the folder of the configuration file, and fills those that depend on the state
+// folder; all other defaults are their packages' own.
 func (c *config) defaults() error {
 	if c.State == "" {
 		state, err := defaultState()
@@ -89,18 +154,22 @@ func (c *config) defaults() error {
 		}
 		c.State = state
 	}
-	state, err := filepath.Abs(c.State)
+	base, err := filepath.Abs(filepath.Dir(c.file))
 	if err != nil {
-		return fmt.Errorf("finding the state folder %s: %w", c.State, err)
+		return fmt.Errorf("finding the configuration's folder: %w", err)
 	}
-	c.State = state
+	for _, f := range append(c.files(), namedFile{path: &c.State}) {
+		if *f.path != "" && !filepath.IsAbs(*f.path) && !strings.Contains(*f.path, "://") {
+			*f.path = filepath.Join(base, *f.path) // so that every verb, from every folder, means the same
+		}
+	}
 	if c.Audit.Dir == "" {
-		c.Audit.Dir = filepath.Join(state, "audit")
+		c.Audit.Dir = filepath.Join(c.State, "audit")
 	}
 	if c.Mirror.Store == "" {
-		c.Mirror.Store = filepath.Join(state, "store")
+		c.Mirror.Store = filepath.Join(c.State, "store")
 	}
-	c.Gateway.State = state
+	c.Gateway.State = c.State
 	return nil
 }
 

@@ -88,7 +88,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong use; audit verbs and serve: 10 
 		Example:       "  headgate serve\n  headgate token create --for ann --modules '*'\n  headgate audit verify",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          arguments(cobra.NoArgs),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

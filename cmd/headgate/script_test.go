@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
-			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "revoke": cmdRevoke,
+			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "revoke": cmdRevoke, "readme": cmdReadme, "stall": cmdStall,
 			"gosumdb": cmdGosumdb, "flipzip": cmdFlipZip,
 		},
 	})
@@ -130,13 +130,17 @@ func newScript(env *testscript.Env, archives []string, machine string) error {
 		up.Close()
 	})
 	port, ops := freePort(), freePort()
+	source, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
 	home := filepath.Join(env.WorkDir, "home")
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return err
 	}
 	for key, value := range map[string]string{
 		"HOME": home, "UPSTREAM": server.URL, "SUMDB_KEY": up.Key(), "PORT": port, "OPS": ops,
-		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": machine, "REAL_HTTPS_PROXY": os.Getenv("HTTPS_PROXY"),
+		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": machine, "SOURCE": source, "REAL_HTTPS_PROXY": os.Getenv("HTTPS_PROXY"),
 		"GOENV": "off", "GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOSUMDB": up.Key(), "GOPRIVATE": "", "GONOSUMDB": "", "GONOPROXY": "",
 		"GOPATH": filepath.Join(home, "go"), "GOMODCACHE": filepath.Join(home, "cache0"), "GOCACHE": filepath.Join(os.TempDir(), "headgate-test-gocache"),
 		"SSL_CERT_FILE": filepath.Join(env.WorkDir, "state/ca/ca.pem"), "HEADGATE_CONFIG": filepath.Join(env.WorkDir, "headgate.yaml"),
@@ -275,6 +279,44 @@ func until(ts *testscript.TestScript, try func() error) {
 	ts.Fatalf("after 15 s: %v", err)
 }
 
+// readme writes each YAML block of README.md whose first line is a comment with a file name to that file below readme/.
+func cmdReadme(ts *testscript.TestScript, neg bool, args []string) {
+	text, err := os.ReadFile(filepath.Join(ts.Getenv("SOURCE"), "README.md"))
+	ts.Check(err)
+	for _, block := range strings.Split(string(text), "```yaml\n")[1:] {
+		body, _, _ := strings.Cut(block, "```")
+		first, _, _ := strings.Cut(body, "\n")
+		if name, ok := strings.CutPrefix(first, "# "); ok && strings.HasSuffix(name, ".yaml") {
+			file := ts.MkAbs(filepath.Join("readme", name))
+			ts.Check(os.MkdirAll(filepath.Dir(file), 0o700))
+			ts.Check(os.WriteFile(file, []byte(body), 0o600))
+		}
+	}
+}
+
+// stall STATUS 'METHOD PATH' announces a body that never comes, and wants an answer all the same.
+func cmdStall(ts *testscript.TestScript, neg bool, args []string) {
+	conn := dial(ts)
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(40 * time.Second))
+	fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: localhost:%s\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 100000\r\n\r\nx", args[1], ts.Getenv("PORT"))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	ts.Check(err)
+	resp.Body.Close()
+	if strconv.Itoa(resp.StatusCode) != args[0] {
+		ts.Fatalf("%s with a body that stalls: status %d, want %s", args[1], resp.StatusCode, args[0])
+	}
+}
+
+// dial opens a TLS connection to the gateway.
+func dial(ts *testscript.TestScript) *tls.Conn {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(ts.ReadFile(ts.Getenv("SSL_CERT_FILE"))))
+	conn, err := tls.Dial("tcp", "127.0.0.1:"+ts.Getenv("PORT"), &tls.Config{RootCAs: pool, ServerName: "localhost"})
+	ts.Check(err)
+	return conn
+}
+
 // revoke TOKENFILE ends a token by the id that stands in it.
 func cmdRevoke(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("headgate", "token", "revoke", strings.Split(ts.ReadFile(args[0]), "_")[2]))
@@ -316,10 +358,7 @@ func cmdFlipZip(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func ask(ts *testscript.TestScript, args []string) (status int, text string) {
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM([]byte(ts.ReadFile(ts.Getenv("SSL_CERT_FILE"))))
-	conn, err := tls.Dial("tcp", "127.0.0.1:"+ts.Getenv("PORT"), &tls.Config{RootCAs: pool, ServerName: "localhost"})
-	ts.Check(err)
+	conn := dial(ts)
 	defer conn.Close()
 	method, path := "GET", args[0]
 	if m, rest, ok := strings.Cut(path, " "); ok {

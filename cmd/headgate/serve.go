@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -77,18 +75,32 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer
 
 // An app is the gateway with its leaves, opened in order and closed in the reverse of it.
 type app struct {
-	config  *config
-	db      *sql.DB
-	audit   *audit.Log
-	policy  *policy.Engine
-	mirror  *mirror.Mirror
-	server  *gateway.Server
-	closers []func() error
+	config   *config
+	db       *sql.DB
+	audit    *audit.Log
+	identity *identity.Service
+	policy   *policy.Engine
+	mirror   *mirror.Mirror
+	server   *gateway.Server
+	closers  []func() error
 }
 
-// open builds the leaves and joins them. The audit log comes first, since its lock makes this process the only one on
-// the state folder.
-func open(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool) (_ *app, err error) {
+// open builds the leaves and joins them into a gateway that serves modules.
+func open(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool) (*app, error) {
+	return assemble(ctx, c, logger, acceptDamage, (*app).openPolicy, (*app).openMirror)
+}
+
+// openAdministration builds a gateway for the administrator alone: it needs neither a policy nor an upstream.
+func openAdministration(ctx context.Context, c *config) (*app, error) {
+	return assemble(ctx, c, slog.New(slog.DiscardHandler), false)
+}
+
+// A leaf opens one part of an app.
+type leaf func(*app, context.Context, *slog.Logger, prometheus.Registerer) error
+
+// assemble opens audit log, identity and the further leaves. The audit log comes first, since its lock makes this
+// process the only one on the state folder.
+func assemble(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool, leaves ...leaf) (_ *app, err error) {
 	a := &app{config: c}
 	defer func() {
 		if err != nil {
@@ -100,22 +112,16 @@ func open(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildMetric())
-
 	if err := a.openAudit(logger, registry, acceptDamage); err != nil {
 		return nil, err
 	}
-	id, err := a.openIdentity(ctx, logger, registry)
-	if err != nil {
-		return nil, err
-	}
-	if err := a.openPolicy(ctx, logger, registry); err != nil {
-		return nil, err
-	}
-	if err := a.openMirror(ctx, logger, registry); err != nil {
-		return nil, err
+	for _, open := range append([]leaf{(*app).openIdentity}, leaves...) {
+		if err := open(a, ctx, logger, registry); err != nil {
+			return nil, err
+		}
 	}
 	a.server = gateway.New(c.Gateway, gateway.Options{
-		Identity: id, Policy: a.policy, Mirror: a.mirror, Audit: a.audit, Logger: logger, Registry: registry, Version: thisBuild().Version,
+		Identity: a.identity, Policy: a.policy, Mirror: a.mirror, Audit: a.audit, Logger: logger, Registry: registry, Version: thisBuild().Version,
 	})
 	return a, nil
 }
@@ -135,25 +141,32 @@ func (a *app) openAudit(logger *slog.Logger, r prometheus.Registerer, acceptDama
 	return nil
 }
 
-func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (*identity.Service, error) {
+func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) error {
 	db, err := openDatabase(orElse(a.config.Identity.Database, filepath.Join(a.config.State, "headgate.db")))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a.db = db
 	a.closers = append(a.closers, db.Close)
-	id, err := identity.Open(ctx, a.config.Identity, identity.Options{
+	a.identity, err = identity.Open(ctx, a.config.Identity, identity.Options{
 		DB: db, Keys: filepath.Join(a.config.State, "keys"), Logger: logger, Registerer: r, Fingerprint: a.audit.Fingerprint,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("opening identity: %w", err)
+		return fmt.Errorf("opening identity: %w", err)
 	}
-	a.closers = append(a.closers, id.Close)
-	return id, nil
+	a.closers = append(a.closers, a.identity.Close)
+	return nil
 }
 
 // openDatabase opens the SQLite state database: one writer waits for another instead of failing, and a commit is durable.
 func openDatabase(file string) (*sql.DB, error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600) // SQLite would make it readable for everybody
+	if err != nil {
+		return nil, fmt.Errorf("opening the state database: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("opening the state database: %w", err)
+	}
 	dsn := "file:" + (&url.URL{Path: file}).EscapedPath() +
 		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_txlock=immediate"
 	db, err := sql.Open("sqlite", dsn)
@@ -203,15 +216,8 @@ func (a *app) host() string {
 
 // notOurselves refuses an upstream that is this gateway: the machine's GOPROXY may name it already.
 func (a *app) notOurselves() error {
-	c := a.config.Gateway
-	own := []string{orElse(c.Listen, "127.0.0.1:8443")}
-	_, port, _ := net.SplitHostPort(own[0])
-	own = append(own, "localhost:"+port, "127.0.0.1:"+port)
-	if u, err := url.Parse(c.URL); err == nil && c.URL != "" {
-		own = append(own, u.Host, net.JoinHostPort(u.Hostname(), orElse(u.Port(), "443")))
-	}
 	for _, host := range a.mirror.UpstreamHosts() {
-		if slices.Contains(own, host) {
+		if a.config.ourselves(host, "https") {
 			return fmt.Errorf("upstream %s is this gateway itself; name the real upstreams in mirror.upstreams", host)
 		}
 	}

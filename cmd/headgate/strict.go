@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -29,10 +32,20 @@ type document struct {
 // every unknown key, doubled key and wrong type is reported at once, each with its line.
 func decodeStrict(name string, text []byte, v any) *document {
 	d := &document{name: name, lines: map[string]int{}}
-	var root yaml.Node
-	if err := yaml.Unmarshal(text, &root); err != nil {
+	if !utf8.Valid(text) {
+		d.faults = append(d.faults, fault{1, "not UTF-8 text"})
+		return d
+	}
+	var root, more yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	if err := decoder.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
 		d.syntax(err)
 		return d
+	}
+	if err := decoder.Decode(&more); err == nil {
+		d.fault(&more, "", "a second document begins; want one")
+	} else if !errors.Is(err, io.EOF) {
+		d.syntax(err)
 	}
 	if root.Kind == 0 || isNull(root.Content[0]) {
 		return d // an empty file asks for the defaults
@@ -171,6 +184,10 @@ func (d *document) table(n *yaml.Node, v reflect.Value, path string) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key := n.Content[i].Value
+		if v.MapIndex(reflect.ValueOf(key)).IsValid() {
+			d.fault(n.Content[i], join(path, key), "stands twice")
+			continue
+		}
 		value := reflect.New(v.Type().Elem()).Elem()
 		d.decode(n.Content[i+1], value, join(path, key))
 		v.SetMapIndex(reflect.ValueOf(key), value)
@@ -193,7 +210,7 @@ func (d *document) scalar(n *yaml.Node, v reflect.Value, path string) {
 	case v.Kind() == reflect.String && tag == "!!str":
 		v.SetString(n.Value)
 	case v.Kind() == reflect.Bool && tag == "!!bool":
-		v.SetBool(n.Value == "true")
+		v.SetBool(strings.EqualFold(n.Value, "true"))
 	case v.CanInt() && tag == "!!int":
 		number, err := strconv.ParseInt(strings.ReplaceAll(n.Value, "_", ""), 0, v.Type().Bits())
 		if err != nil {

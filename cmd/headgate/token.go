@@ -137,7 +137,7 @@ func printTokens(w io.Writer, tokens []identity.Token) error {
 	fmt.Fprintln(t, "ID\tCLASS\tFOR\tSTATE\tEXPIRES\tLAST USED\tMODULES\tNOTE")
 	for _, k := range tokens {
 		used := "never"
-		if k.LastUsed.After(k.Created) {
+		if !k.LastUsed.IsZero() {
 			used = k.LastUsed.Format(time.DateTime)
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Class, audit.EscapeTerminal(k.Subject.ID), k.State,

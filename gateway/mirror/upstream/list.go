@@ -57,6 +57,9 @@ func Parse(goproxy string, o ParseOptions) (List, error) {
 			if !o.DropDirect {
 				return nil, ErrDirect
 			}
+			if len(list) == 0 {
+				return nil, errors.New("no upstream is named before direct")
+			}
 			return list, nil // it answers everything: what follows is never asked
 		}
 		u, err := parseURL(word, o)

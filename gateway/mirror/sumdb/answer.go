@@ -29,7 +29,7 @@ func (d *Own) Answer(ctx context.Context, path string, recordedOnly bool) ([]byt
 	switch {
 	case q.err != nil:
 		return nil, q.err
-	case p.status == http.StatusNotFound:
+	case p.status == http.StatusNotFound, p.status == http.StatusBadRequest: // no path of the protocol
 		return nil, fmt.Errorf("%s in %s: %w", path, d.Name(), fs.ErrNotExist)
 	case p.status != http.StatusOK:
 		return nil, fmt.Errorf("answering %s of %s: %s", path, d.Name(), bytes.TrimSpace(p.body.Bytes()))

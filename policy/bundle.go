@@ -127,7 +127,8 @@ func readFile(fsys fs.FS, name string, d fs.DirEntry) ([]byte, error) {
 	}
 	switch {
 	case slices.Contains(configFiles, name), name == waiversName:
-	case strings.HasSuffix(name, "_test.rego"), strings.HasSuffix(name, ".md"), strings.HasSuffix(name, ".go"):
+	case strings.HasSuffix(name, "_test.rego"), strings.HasSuffix(name, ".md"), strings.HasSuffix(name, ".go"),
+		strings.HasSuffix(name, "~"): // an editor's copy of what was there before
 		return nil, nil
 	case strings.HasSuffix(name, ".rego") && strings.Contains(name, "/"):
 	default:

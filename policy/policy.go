@@ -196,6 +196,9 @@ func (e *Engine) activate(g *Generation, ev Event) {
 func (e *Engine) settle() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.status.Rejection != nil {
+		e.opts.Logger.Info("policy is good again", slog.String("revision", e.status.Revision))
+	}
 	e.status.Rejection, e.status.Restored = nil, false
 	e.metrics.reloaded.Set(1)
 }

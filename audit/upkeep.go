@@ -345,9 +345,9 @@ func (k *keeper) hasRoom(free int64) error {
 // seal finishes full segments: the room behind their last record goes back, their leaf hashes are kept.
 func (k *keeper) seal() error {
 	k.mu.Lock()
-	todo := k.unseal
+	behind := k.unseal
 	k.mu.Unlock()
-	for _, first := range todo {
+	for _, first := range behind {
 		count, err := k.sealOne(first)
 		if err != nil {
 			return err

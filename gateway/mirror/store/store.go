@@ -124,9 +124,8 @@ func (s *Store) Names(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-// Publish stores b under name if nothing is there; the same bytes again are
-// fine, others are a *ConflictError.
-func (s *Store) Publish(name string, b []byte) error {
+// put writes b into a draft and settles it under name.
+func (s *Store) put(name string, b []byte, settle func(*Draft, string) error) error {
 	d, err := s.Draft()
 	if err != nil {
 		return err
@@ -135,22 +134,16 @@ func (s *Store) Publish(name string, b []byte) error {
 	if _, err := d.Write(b); err != nil {
 		return err
 	}
-	return d.Publish(name)
+	return settle(d, name)
 }
+
+// Publish stores b under name if nothing is there; the same bytes again are
+// fine, others are a *ConflictError.
+func (s *Store) Publish(name string, b []byte) error { return s.put(name, b, (*Draft).Publish) }
 
 // Replace stores b under name whatever is there: for what changes, such as the
 // last known list of versions. A reader sees the old bytes or the new.
-func (s *Store) Replace(name string, b []byte) error {
-	d, err := s.Draft()
-	if err != nil {
-		return err
-	}
-	defer d.Discard()
-	if _, err := d.Write(b); err != nil {
-		return err
-	}
-	return d.Replace(name)
-}
+func (s *Store) Replace(name string, b []byte) error { return s.put(name, b, (*Draft).Replace) }
 
 // Keep stores b under name like Replace, but does not wait for the disk: for
 // what can be fetched or computed again. After a power cut it may be cut or

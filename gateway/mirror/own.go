@@ -109,6 +109,20 @@ func (m *Mirror) ownSums(ctx context.Context, v module.Version) (zipHash, modHas
 	return zipHash, modHash, nil
 }
 
+// recorded are the hashes that our own database has of a private version: bytes
+// that come in again, as after a deletion, must be the same. Without a record
+// they are empty.
+func (m *Mirror) recorded(v module.Version) (sums, error) {
+	if m.own == nil || m.Visibility(v.Path) != Private {
+		return sums{}, nil
+	}
+	zipHash, modHash, err := m.own.Sums(m.ctx, v)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return sums{}, err
+	}
+	return sums{zipHash, modHash}, nil
+}
+
 // storedSums hashes the zip and go.mod of a private module, which are taken in first.
 func (m *Mirror) storedSums(ctx context.Context, v module.Version) (zipHash, modHash string, err error) {
 	for _, k := range []Kind{Zip, Mod} {

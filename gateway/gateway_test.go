@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type bench struct {
 	upstream *mirrortest.Server
 	dir      string
 	log      *audit.Log
+	db       *sql.DB
 	token    string
 }
 
@@ -48,7 +50,8 @@ func newBench(tb testing.TB, archives ...string) *bench {
 	log, err := audit.Open(audit.Config{Dir: filepath.Join(dir, "audit"), SegmentBytes: 8 << 20}, audit.Options{Node: "test", Logger: logger})
 	must(tb, err)
 	tb.Cleanup(func() { log.Close() })
-	id, err := identity.Open(tb.Context(), identity.Config{}, identity.Options{DB: identitytest.OpenDB(tb), Keys: dir, Fingerprint: log.Fingerprint})
+	db := identitytest.OpenDB(tb)
+	id, err := identity.Open(tb.Context(), identity.Config{}, identity.Options{DB: db, Keys: dir, Fingerprint: log.Fingerprint})
 	must(tb, err)
 	tb.Cleanup(func() { id.Close() })
 	engine, err := policy.Open(tb.Context(), policy.Config{}, policy.Options{Embedded: policies.FS, Logger: logger})
@@ -60,7 +63,7 @@ func newBench(tb testing.TB, archives ...string) *bench {
 	s := New(Config{State: dir, URL: "https://localhost:8443"}, Options{
 		Identity: id, Policy: engine, Mirror: m, Audit: log, Logger: logger, Registry: prometheus.NewRegistry(), Version: "test",
 	})
-	b := &bench{Server: s, upstream: up, dir: dir, log: log}
+	b := &bench{Server: s, upstream: up, dir: dir, log: log, db: db}
 	draft, err := id.Draft(tb.Context(), identity.TokenRequest{
 		Class: identity.ClassPerson, Subject: identity.Subject{Type: identity.Person, ID: "ann"},
 		Scope: identity.Scope{Modules: []string{"*"}, Actions: []string{"discover", "metadata", "content"}},
@@ -393,6 +396,41 @@ func benchmarkAsk(b *testing.B, target string) {
 			_, _ = io.Copy(io.Discard, w.Body)
 		}
 	})
+}
+
+// What was decided and recorded, and then did not take effect, is recorded as such.
+func TestFailedEffectLeavesAnOutcome(t *testing.T) {
+	b := newBench(t, hello)
+	admin := identity.Principal{
+		Subject: identity.Subject{Type: identity.Person, ID: "user:root"}, Credential: identity.Credential{Via: "socket"},
+		Scope: identity.Scope{Actions: []string{identity.ActionAdmin}},
+	}
+	must(t, b.db.Close())
+	r := httptest.NewRequest(http.MethodPost, "/-/api/v1/tokens", strings.NewReader(`{"class":"person","subject":"eve","modules":["*"]}`))
+	w := httptest.NewRecorder()
+	b.local.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, admin)))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	must(t, b.log.Close()) // the note is on disk then
+	var decided, failed bool
+	for _, r := range b.records(t) {
+		decided = decided || r.Kind == audit.KindAdmin && r.Action == "token.create"
+		failed = failed || r.Kind == audit.KindOutcome && r.Action == "token.create" && r.Outcome.Aborted && r.Outcome.Status == http.StatusServiceUnavailable
+	}
+	if !decided || !failed {
+		t.Errorf("records: decided %v, failed %v; want both", decided, failed)
+	}
+}
+
+func TestTakesGzip(t *testing.T) {
+	for header, want := range map[string]bool{
+		"": false, "gzip": true, "br, gzip": true, "GZIP": true, "gzip;q=0": false, "gzip; q=0.0": false, "gzip;q=0.5": true, "xgzip": false,
+	} {
+		if got := takesGzip(header); got != want {
+			t.Errorf("takesGzip(%q) = %v, want %v", header, got, want)
+		}
+	}
 }
 
 func TestJoinInput(t *testing.T) {

@@ -247,6 +247,41 @@ func TestAuditDiskFull(t *testing.T) {
 	}
 }
 
+// A full store: what is there is served, a cold file is 503 with a reason, never 404 or the upstream's fault, and the
+// gateway goes on by itself when space returns.
+func TestStoreDiskFull(t *testing.T) {
+	volume := tmpfs(t, "6m")
+	up := mirrortest.Start(t, helloModule, "module example.com/cold@v1.0.0\n-- go.mod --\nmodule example.com/cold\n")
+	s := newSite(t, up, "")
+	s.stop(syscall.SIGTERM)
+	file := filepath.Join(s.dir, "headgate.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = []byte(strings.Replace(string(text), "mirror: {", "mirror: {store: "+volume+", ", 1))
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	if status, body := s.body("/example.com/hello/@v/v1.0.0.zip"); status != http.StatusOK {
+		t.Fatalf("before: status %d: %s", status, body)
+	}
+	fill(t, filepath.Join(volume, "filler"))
+	for _, path := range []string{"/example.com/cold/@v/v1.0.0.zip", "/example.com/cold/@v/v1.0.0.info", "/example.com/cold/@v/v1.0.0.mod"} {
+		if status, body := s.body(path); status != http.StatusServiceUnavailable || !strings.HasPrefix(body, "STORE-DOWN: ") {
+			t.Errorf("full: %s: status %d, body %q; want 503 STORE-DOWN", path, status, body)
+		}
+	}
+	if status, _ := s.body("/example.com/hello/@v/v1.0.0.zip"); status != http.StatusOK {
+		t.Errorf("full: what is in the store is answered %d", status)
+	}
+	if err := os.Remove(filepath.Join(volume, "filler")); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a cold file is taken in", func() bool { status, _ := s.body("/example.com/cold/@v/v1.0.0.zip"); return status == http.StatusOK })
+}
+
 // tmpfs is a small file system of the test's own, which needs root.
 func tmpfs(t *testing.T, size string) string {
 	t.Helper()

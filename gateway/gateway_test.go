@@ -57,7 +57,7 @@ func newBench(tb testing.TB, archives ...string) *bench {
 	engine, err := policy.Open(tb.Context(), policy.Config{}, policy.Options{Embedded: policies.FS, Logger: logger})
 	must(tb, err)
 	tb.Cleanup(func() { engine.Close() })
-	m, err := mirror.New(tb.Context(), mirror.Config{Upstreams: []string{up.URL}, Sumdb: []string{up.Key()}, Store: filepath.Join(dir, "store")}, mirror.Options{Logger: logger})
+	m, err := mirror.New(tb.Context(), mirror.Config{Upstreams: []string{up.URL}, Sumdb: []string{up.Key()}, Store: filepath.Join(dir, "store")}, mirror.Options{Logger: logger, DB: db, State: dir, Host: "localhost"})
 	must(tb, err)
 	tb.Cleanup(func() { m.Close() })
 	s := New(Config{State: dir, URL: "https://localhost:8443"}, Options{

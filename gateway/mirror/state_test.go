@@ -144,15 +144,17 @@ type memoryFile struct {
 	data string
 }
 
-func (f memoryFile) Path() string                 { return f.name }
-func (f memoryFile) Lstat() (os.FileInfo, error)  { return f, nil }
-func (f memoryFile) Open() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(f.data)), nil }
-func (f memoryFile) Name() string                 { return f.name }
-func (f memoryFile) Size() int64                  { return int64(len(f.data)) }
-func (f memoryFile) Mode() os.FileMode            { return 0o644 }
-func (f memoryFile) ModTime() time.Time           { return time.Time{} }
-func (f memoryFile) IsDir() bool                  { return false }
-func (f memoryFile) Sys() any                     { return nil }
+func (f memoryFile) Path() string                { return f.name }
+func (f memoryFile) Lstat() (os.FileInfo, error) { return f, nil }
+func (f memoryFile) Open() (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader(f.data)), nil
+}
+func (f memoryFile) Name() string       { return f.name }
+func (f memoryFile) Size() int64        { return int64(len(f.data)) }
+func (f memoryFile) Mode() os.FileMode  { return 0o644 }
+func (f memoryFile) ModTime() time.Time { return time.Time{} }
+func (f memoryFile) IsDir() bool        { return false }
+func (f memoryFile) Sys() any           { return nil }
 
 func TestC46PrivateRecordsComeFromStoredBytes(t *testing.T) {
 	up := mirrortest.Start(t)

@@ -35,8 +35,10 @@ type Config struct {
 	// request; what is not known then is missing in that answer. 0 is 5 s.
 	FactsWait time.Duration `yaml:"facts_wait"`
 	// Private are the routes of private modules, which never reach an upstream
-	// or a public checksum database.
+	// or a public checksum database. The first one with a pattern that matches counts.
 	Private []PrivateRoute `yaml:"private"`
+	// GoCommand is the go command that fetches private modules from Git. Empty: the one in PATH.
+	GoCommand string `yaml:"go_command"`
 	// Public are paths below a private pattern's prefix that are public all the
 	// same. An entry without wildcard is that path alone, one with a wildcard a
 	// pattern as in private.
@@ -59,10 +61,32 @@ type Config struct {
 	CodeHosts []CodeHost `yaml:"code_hosts"`
 }
 
-// PrivateRoute says which modules are private.
+// PrivateRoute says which modules are private, and how Git has them.
 type PrivateRoute struct {
 	// Patterns are globs of path prefixes, as in GOPRIVATE.
 	Patterns []string `yaml:"patterns"`
+	// Hosts are the only ones that are reached for these modules, HOST or
+	// HOST:PORT: those of the paths, and of the repositories that these name.
+	// Empty: the modules are private and have no source.
+	Hosts []string `yaml:"hosts"`
+	// CredentialFile holds a token or USER:PASSWORD for the hosts; it is read
+	// again for each run.
+	CredentialFile string `yaml:"credential_file"`
+	// TokenCommand is a program with its arguments that prints such a token; it
+	// runs at most every 5 min, with PATH alone. Empty, like CredentialFile: no credential.
+	TokenCommand []string `yaml:"token_command"`
+	// SSHKeyFile is a key for Git over ssh, KnownHostsFile the host keys that
+	// are trusted. Empty: https alone.
+	SSHKeyFile     string `yaml:"ssh_key_file"`
+	KnownHostsFile string `yaml:"known_hosts_file"`
+	// CAFile holds the only CAs that the hosts are trusted by. Empty: the machine's.
+	CAFile string `yaml:"ca_file"`
+	// Proxy is an HTTP CONNECT proxy, http://HOST:PORT, through which the hosts
+	// are reached over https. Empty: they are dialled.
+	Proxy string `yaml:"proxy"`
+	// InsteadOf rewrites the beginning of repository URLs, as Git's
+	// url.<base>.insteadOf: "https://git.corp.example/": "ssh://git@git.corp.example/".
+	InsteadOf map[string]string `yaml:"instead_of"`
 }
 
 // OwnSumdb names our own checksum database. Its log can neither be renamed nor
@@ -107,8 +131,12 @@ func (c Config) Validate() []error {
 		for j, p := range r.Patterns {
 			checkPattern(bad, fmt.Sprintf("private[%d].patterns[%d]", i, j), p)
 		}
+		r.validate(bad, fmt.Sprintf("private[%d]", i))
 	}
 	c.validatePublic(bad)
+	if strings.Contains(c.Store, "://") {
+		bad("store: %q is an address; want a folder, since object stores are not served by this version", c.Store)
+	}
 	for _, d := range []struct {
 		key string
 		v   int64

@@ -57,3 +57,18 @@ func (e *IncidentError) Error() string {
 
 // Is makes an incident match ErrMismatch.
 func (e *IncidentError) Is(target error) bool { return target == ErrMismatch }
+
+// GoVersionError is a private module whose go.mod wants a newer Go than the
+// one that fetches it. It matches ErrUpstream.
+type GoVersionError struct {
+	Module module.Version
+	// Want is the go line, Have the version of the go command, both as in 1.26.1.
+	Want, Have string
+}
+
+func (e *GoVersionError) Error() string {
+	return fmt.Sprintf("%s needs go %s, and the go command that fetches it is %s", e.Module, e.Want, e.Have)
+}
+
+// Is makes it match ErrUpstream.
+func (e *GoVersionError) Is(target error) bool { return target == ErrUpstream }

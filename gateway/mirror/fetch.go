@@ -30,12 +30,14 @@ func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
 		return f, err
 	}
 	var err error
-	switch t.Kind {
-	case Info:
+	switch private := m.Visibility(t.Path) == Private; {
+	case private:
+		err = m.fetchPrivate(ctx, t)
+	case t.Kind == Info:
 		err = m.fetchInfo(ctx, t)
-	case Mod:
+	case t.Kind == Mod:
 		err = m.fetchMod(ctx, t)
-	case Zip:
+	case t.Kind == Zip:
 		err = m.fetchZip(ctx, t)
 	}
 	if errors.Is(err, upstream.ErrNotFound) {
@@ -144,16 +146,16 @@ func (m *Mirror) fetchZip(ctx context.Context, t Target) error {
 // publishZip puts the hashes beside the zip before the zip: who sees it finds
 // them. Where another process was faster, they are made those of its zip.
 func (m *Mirror) publishZip(d *store.Draft, t Target, h1 string) error {
-	name := t.upstreamPath()
-	err := m.public.Keep(strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
+	name, s := t.upstreamPath(), m.storeOf(t.Path)
+	err := s.Keep(strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
 	if err == nil {
-		err = m.public.Keep(name+".sha256", []byte(d.SHA256()))
+		err = s.Keep(name+".sha256", []byte(d.SHA256()))
 	}
 	if err == nil {
 		err = d.Publish(name)
 	}
 	if c, ok := errors.AsType[*store.ConflictError](err); ok {
-		return errors.Join(err, m.public.Keep(name+".sha256", []byte(c.Stored)))
+		return errors.Join(err, s.Keep(name+".sha256", []byte(c.Stored)))
 	}
 	return err
 }
@@ -178,11 +180,16 @@ func (m *Mirror) checkZip(d *store.Draft, v module.Version, want sums) (string, 
 	if err != nil {
 		return garbage(err)
 	}
+	if want.zip == "" {
+		if want, err = m.recorded(v); err != nil {
+			return "", err
+		}
+	}
 	if want.zip != "" && h1 != want.zip {
 		return "", m.incident(&IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: want.zip, Got: h1})
 	}
-	if want.mod == "" { // exempt: a stored .mod is all there is to hold it against
-		if b, err := m.public.Read(fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
+	if want.mod == "" { // exempt or private: a stored .mod is all there is to hold it against
+		if b, err := m.storeOf(v.Path).Read(fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
 			if want.mod, err = hashMod(b); err != nil {
 				return "", err
 			}

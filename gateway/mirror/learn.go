@@ -84,7 +84,7 @@ func (m *Mirror) learn(ctx context.Context, path string, versions []string) {
 		return
 	}
 	work := func(ctx context.Context) (any, error) { return nil, m.study(ctx, path, newest) }
-	if isCachedOnly(ctx) || m.up.Island() {
+	if isCachedOnly(ctx) || m.island(path) {
 		_, err = work(WithCachedOnly(ctx))
 	} else {
 		ch, _ := m.launch("study "+path, m.cfg.FetchTimeout, work)

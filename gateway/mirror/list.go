@@ -105,7 +105,7 @@ func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, er
 	if err := m.route(modulePath); err != nil {
 		return nil, err
 	}
-	if isCachedOnly(ctx) || m.up.Island() {
+	if isCachedOnly(ctx) || m.island(modulePath) {
 		body, err := m.storedList(modulePath)
 		if err == nil && len(body) == 0 {
 			err = notThere(t)
@@ -147,7 +147,7 @@ func (m *Mirror) listed(ctx context.Context, modulePath string, a *answer) *Vers
 func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Versions {
 	stored := map[string]bool{}
 	if esc, err := module.EscapePath(modulePath); err == nil {
-		names, err := m.public.Names(esc + "/@v")
+		names, err := m.storeOf(modulePath).Names(esc + "/@v")
 		if err != nil {
 			m.log.LogAttrs(m.ctx, slog.LevelWarn, "folder not read", slog.String("module", modulePath), slog.Any("err", err))
 		}
@@ -178,7 +178,7 @@ func (m *Mirror) listedFacts(v module.Version, stored map[string]bool) Facts {
 	}
 	f.Sumdb = m.sumState(v, func() bool { return stored[esc+".mod"] || stored[esc+".zip"] })
 	if stored[esc+".info"] {
-		if b, err := m.public.Read(fileTarget(v, Info).upstreamPath(), maxInfo); err == nil {
+		if b, err := m.storeOf(v.Path).Read(fileTarget(v, Info).upstreamPath(), maxInfo); err == nil {
 			f.Published = published(b)
 		}
 	}
@@ -212,7 +212,7 @@ func (m *Mirror) openAnswer(ctx context.Context, t Target) (*File, error) {
 	if err := m.route(t.Path); err != nil {
 		return nil, err
 	}
-	if isCachedOnly(ctx) || m.up.Island() {
+	if isCachedOnly(ctx) || m.island(t.Path) {
 		return m.storedAnswer(ctx, t)
 	}
 	a, tier, stale, err := m.answer(ctx, t)
@@ -323,6 +323,9 @@ func missingTTL(t Target) time.Duration {
 
 // renew asks upstream and keeps what it says.
 func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
+	if m.Visibility(t.Path) == Private {
+		return m.renewPrivate(ctx, t)
+	}
 	limit, check := int64(maxInfo), func(b []byte) error { _, err := checkInfo(b, t.Path); return err }
 	if t.Kind == List {
 		limit, check = maxList, func(b []byte) error { _, err := cleanList(b, t.Path); return err }
@@ -339,18 +342,23 @@ func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
 			return nil, err
 		}
 	}
+	return m.renewed(ctx, t, body), nil
+}
+
+// renewed keeps an answer that was just given.
+func (m *Mirror) renewed(ctx context.Context, t Target, body []byte) *answer {
 	if t.Kind != List {
 		m.moved(ctx, t.Path, body)
 	}
 	a := &answer{at: m.now(), body: body}
 	m.answers.put(t, a)
 	if t.Kind == Query {
-		return a, nil
+		return a
 	}
 	if err := m.remember(t, a); err != nil {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "answer not kept on disk", slog.String("target", t.String()), slog.Any("err", err))
 	}
-	return a, nil
+	return a
 }
 
 // gone keeps that nothing is there; of a module with stored versions these stay listed.
@@ -412,7 +420,7 @@ func (m *Mirror) storedList(modulePath string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := m.public.Names(esc + "/@v")
+	names, err := m.storeOf(modulePath).Names(esc + "/@v")
 	if err != nil {
 		return nil, fmt.Errorf("listing %s in the store: %w", modulePath, err)
 	}
@@ -433,16 +441,16 @@ func (m *Mirror) rewriteList(modulePath string) error {
 	if err != nil {
 		return err
 	}
-	return m.public.Keep(Target{Path: modulePath, Kind: List}.upstreamPath(), body)
+	return m.storeOf(modulePath).Keep(Target{Path: modulePath, Kind: List}.upstreamPath(), body)
 }
 
 // remember keeps a list or @latest for times of trouble, restarts included.
 func (m *Mirror) remember(t Target, a *answer) error {
 	name := path.Join(knownFolder, t.upstreamPath())
-	if err := m.public.Replace(name, a.body); err != nil {
+	if err := m.storeOf(t.Path).Replace(name, a.body); err != nil {
 		return err
 	}
-	return m.public.SetTime(name, a.at)
+	return m.storeOf(t.Path).SetTime(name, a.at)
 }
 
 // lastKnown is what remember kept, or nil.
@@ -451,11 +459,11 @@ func (m *Mirror) lastKnown(t Target) *answer {
 		return nil
 	}
 	name := path.Join(knownFolder, t.upstreamPath())
-	info, err := m.public.Stat(name)
+	info, err := m.storeOf(t.Path).Stat(name)
 	if err != nil {
 		return nil
 	}
-	body, err := m.public.Read(name, maxList)
+	body, err := m.storeOf(t.Path).Read(name, maxList)
 	if err != nil {
 		return nil
 	}

@@ -65,6 +65,7 @@ type Mirror struct {
 	state      *state          // nil without one
 	sumdbNames []string
 	routes     routes
+	git        *gitSource // nil where no private route has hosts
 	codeHosts  map[string]int64
 	metrics    *metrics
 
@@ -122,6 +123,9 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	}
 	m.metrics = newMetrics(o.Registerer, m.public, m.private)
 	if err := m.openState(ctx, o); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	if err := m.openGit(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.running.Go(m.scan)
@@ -218,7 +222,7 @@ func (m *Mirror) Close() error {
 	m.stop(errClosed)
 	m.running.Wait()
 	m.up.Close()
-	var errs []error
+	errs := []error{m.git.close()}
 	for _, s := range []*store.Store{m.public, m.private} {
 		if s != nil {
 			errs = append(errs, s.Close())
@@ -293,11 +297,13 @@ func (m *Mirror) launch(key string, limit time.Duration, work func(context.Conte
 	return ch, func() bool { return !mine }
 }
 
-// route refuses what is not public, before anything is asked.
+// route refuses what has no source, before anything is asked.
 func (m *Mirror) route(path string) error {
 	switch m.Visibility(path) {
 	case Private:
-		return fmt.Errorf("%s: %w", path, ErrNoPrivateSource)
+		if _, ok := m.git.route(path); !ok {
+			return fmt.Errorf("%s: %w", path, ErrNoPrivateSource)
+		}
 	case Unknown:
 		return notThere(Target{Path: path, Kind: List})
 	}

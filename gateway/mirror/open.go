@@ -15,6 +15,8 @@ import (
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/dirhash"
 	modzip "golang.org/x/mod/zip"
+
+	"github.com/headgate/headgate/gateway/mirror/store"
 )
 
 // Limits of files, in bytes, as golang.org/x/mod/zip has them where it has one.
@@ -116,7 +118,7 @@ func (m *Mirror) opened(t Target, f *File, tier string) (*File, error) {
 
 // mayAsk tells whether a cold file may be asked for.
 func (m *Mirror) mayAsk(ctx context.Context, t Target) error {
-	if isCachedOnly(ctx) || m.up.Island() || m.underCodeHost(t.Path) {
+	if isCachedOnly(ctx) || m.island(t.Path) || m.underCodeHost(t.Path) {
 		return notThere(t)
 	}
 	if a := m.answers.get(t); a != nil && a.missing && m.age(a) < ttlMissing {
@@ -138,7 +140,7 @@ func (m *Mirror) stored(t Target) (*File, error) {
 	f := &File{Size: info.Size(), ModTime: info.ModTime(), ContentType: contentTypes[t.Kind], Version: t.Version}
 	f.Facts = m.Facts(m.ctx, t.Path, t.Version)
 	if t.Kind == Zip {
-		return f, m.zipHashes(f, name)
+		return f, zipHashes(s, f, name)
 	}
 	if f.Body, err = s.Read(name, maxMod); err != nil {
 		return nil, err
@@ -161,20 +163,20 @@ func finish(f *File, k Kind) error {
 
 // zipHashes reads what is kept beside a zip. Where it is missing (an imported
 // store) or cut (a power cut) the SHA-256 is computed again.
-func (m *Mirror) zipHashes(f *File, name string) error {
+func zipHashes(s *store.Store, f *File, name string) error {
 	base := strings.TrimSuffix(name, ".zip")
-	sum, err := m.public.Read(name+".sha256", 1024)
+	sum, err := s.Read(name+".sha256", 1024)
 	if _, bad := hex.DecodeString(string(sum)); err == nil && (bad != nil || len(sum) != 2*sha256.Size) || errors.Is(err, fs.ErrNotExist) {
-		var s string
-		if s, err = m.public.Sum(name); err == nil {
-			sum = []byte(s)
-			err = m.public.Keep(name+".sha256", sum)
+		var again string
+		if again, err = s.Sum(name); err == nil {
+			sum = []byte(again)
+			err = s.Keep(name+".sha256", sum)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("reading hashes of %s: %w", name, err)
 	}
-	h1, err := m.public.Read(base+".ziphash", 1024)
+	h1, err := s.Read(base+".ziphash", 1024)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("reading hashes of %s: %w", name, err)
 	}

@@ -55,10 +55,10 @@ func (m *Mirror) openSumdb(ctx context.Context, t Target) (*File, error) {
 		return m.openOwnSumdb(ctx, t)
 	}
 	if t.Path != "" {
+		if m.Visibility(t.Path) == Private {
+			return nil, fmt.Errorf("%s at %s: %w", t.Path, t.Sumdb, ErrPrivate)
+		}
 		if err := m.route(t.Path); err != nil {
-			if errors.Is(err, ErrNoPrivateSource) {
-				err = fmt.Errorf("%s at %s: %w", t.Path, t.Sumdb, ErrPrivate)
-			}
 			return nil, err
 		}
 		f.Facts = m.Facts(ctx, t.Path, t.Version)

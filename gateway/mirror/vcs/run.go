@@ -105,10 +105,13 @@ func (s *Source) newRun(ctx context.Context, r *route, repo *repository) (*run, 
 }
 
 func (r *run) fill() error {
-	for _, name := range []string{"work", "home", "tmp", "mod/cache"} {
+	for _, name := range []string{"work", "tmp", "mod/cache"} {
 		if err := os.MkdirAll(r.file(name), 0o700); err != nil {
 			return err
 		}
+	}
+	if err := makeHome(r.file("home")); err != nil {
+		return err
 	}
 	if r.secret.password != "" {
 		if err := r.secret.write(r.dir, r.route.Hosts); err != nil {
@@ -132,6 +135,16 @@ func (r *run) fill() error {
 		return nil // clones are adopted once it is known whose they are
 	}
 	return os.Symlink(r.repo.dir, r.vcs())
+}
+
+// makeHome makes a home folder for the go command with its telemetry off: that
+// would start a process in a session of its own, which outlives its group and folder.
+func makeHome(dir string) error {
+	telemetry := filepath.Join(dir, ".config", "go", "telemetry")
+	if err := os.MkdirAll(telemetry, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(telemetry, "mode"), []byte("off"), 0o600)
 }
 
 func (r *run) file(name string) string { return filepath.Join(r.dir, name) }

@@ -159,6 +159,9 @@ func (s *Source) askVersion(ctx context.Context) error {
 		return fmt.Errorf("making folder for the go command: %w", err)
 	}
 	defer os.RemoveAll(dir)
+	if err := makeHome(dir); err != nil {
+		return fmt.Errorf("making folder for the go command: %w", err)
+	}
 	cmd := exec.CommandContext(ctx, s.o.Go, "env", "GOVERSION")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + s.path, "HOME=" + dir, "GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS="}

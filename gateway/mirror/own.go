@@ -66,6 +66,7 @@ func (m *Mirror) openOwnSumdb(ctx context.Context, t Target) (*File, error) {
 		tier = "upstream"
 	}
 	if errors.Is(err, sumdb.ErrRolledBack) {
+		m.metrics.sumdb.WithLabelValues("security").Inc()
 		err = fmt.Errorf("%w: %w", ErrOwnSumdb, err)
 	}
 	if err != nil {

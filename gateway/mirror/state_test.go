@@ -168,6 +168,7 @@ func TestC46PrivateRecordsComeFromStoredBytes(t *testing.T) {
 	dir := filepath.Join(storeDir, "private", "corp.example", "kit", "@v")
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "v1.0.0.mod"), []byte(mod), 0o600),
 		os.WriteFile(filepath.Join(dir, "v1.0.0.zip"), zip.Bytes(), 0o600),
+		os.WriteFile(filepath.Join(dir, "v1.0.0.info"), []byte(`{"Version":"v1.0.0"}`), 0o600),
 		os.WriteFile(filepath.Join(dir, "v1.0.0.ziphash"), []byte("h1:spoilt"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +183,9 @@ func TestC46PrivateRecordsComeFromStoredBytes(t *testing.T) {
 	text, _ := b.must(t, b.own(t)+"/lookup/corp.example/kit@v1.0.0")
 	if !strings.Contains(text, "corp.example/kit v1.0.0 "+want+"\n") || !strings.Contains(text, "corp.example/kit v1.0.0/go.mod h1:") {
 		t.Errorf("record of a private module:\n%swant %s", text, want)
+	}
+	if _, _, err := b.get(t.Context(), "/corp.example/kit/@v/v1.0.0.info"); err != nil && !errors.Is(err, mirror.ErrNoPrivateSource) {
+		t.Errorf("a private .info: %v", err)
 	}
 	if len(up.Requests()) != 0 {
 		t.Errorf("N9 a private lookup asked upstream: %v", up.Requests())
@@ -351,6 +355,9 @@ func TestAgeBeginsWithAProvedRecord(t *testing.T) {
 	}
 	if n := up.Count("*.zip") + up.Count("*v1.0.0.mod"); n != 0 {
 		t.Errorf("dating fetched files: %v", up.Requests())
+	}
+	if _, f := b.must(t, "/example.com/m/@v/v1.1.0.info"); f.Facts.Age != "missing" {
+		t.Errorf("an .info, which no checksum covers, made the age %q", f.Facts.Age)
 	}
 	first := v.Releases[0].Facts.FirstSeen
 	b.advance(48 * time.Hour)

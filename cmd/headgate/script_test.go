@@ -26,6 +26,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
+	"github.com/headgate/headgate/gateway/mirror/vcs/vcstest"
 )
 
 func TestMain(m *testing.M) {
@@ -56,7 +57,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
-			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "revoke": cmdRevoke, "readme": cmdReadme, "stall": cmdStall,
+			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "git": cmdGit, "revoke": cmdRevoke, "readme": cmdReadme, "stall": cmdStall,
 			"gosumdb": cmdGosumdb, "flipzip": cmdFlipZip,
 		},
 	})
@@ -98,6 +99,7 @@ type script struct {
 	trapped []string
 
 	gateway *process
+	git     *vcstest.Server // of scripts that say git start
 }
 
 type scriptKey struct{}
@@ -122,6 +124,9 @@ func newScript(env *testscript.Env, archives []string, machine string) error {
 	env.Defer(func() {
 		if s.gateway != nil {
 			s.gateway.end(syscall.SIGKILL)
+		}
+		if s.git != nil {
+			s.git.Close()
 		}
 		up.Clear()
 		server.CloseClientConnections()
@@ -420,6 +425,57 @@ func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	default:
 		ts.Fatalf("unknown: upstream %s", args[0])
+	}
+}
+
+// git start | commit REPO BRANCH DIR [TAG...] | demand USER PASSWORD | break | mend | forget | count TEXT N
+//
+// start serves repositories under every host name, through the proxy $GIT_PROXY and with certificates of $GIT_CA.
+func cmdGit(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	if args[0] == "start" {
+		var err error
+		s.git, err = vcstest.New(filepath.Join(ts.Getenv("WORK"), "gitserver"))
+		ts.Check(err)
+		ts.Setenv("GIT_PROXY", s.git.Proxy)
+		ts.Setenv("GIT_CA", s.git.CAFile)
+		return
+	}
+	switch args[0] {
+	case "commit":
+		repo, err := s.git.Create(args[1])
+		ts.Check(err)
+		files := map[string]string{}
+		root := os.DirFS(ts.MkAbs(args[3]))
+		ts.Check(fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := fs.ReadFile(root, name)
+			files[name] = string(data)
+			return err
+		}))
+		_, err = repo.Commit(args[2], files, args[4:]...)
+		ts.Check(err)
+	case "demand":
+		s.git.Demand(args[1], args[2])
+	case "break":
+		s.git.Before(func(w http.ResponseWriter, _ *http.Request) bool {
+			http.Error(w, "maintenance", http.StatusServiceUnavailable)
+			return true
+		})
+	case "mend":
+		s.git.Before(nil)
+	case "forget":
+		s.git.Forget()
+	case "count":
+		want, err := strconv.Atoi(args[2])
+		ts.Check(err)
+		if got := s.git.Count(args[1]); got != want {
+			ts.Fatalf("git saw %d requests with %s, want %d:\n%s", got, args[1], want, strings.Join(s.git.Requests(), "\n"))
+		}
+	default:
+		ts.Fatalf("unknown: git %s", args[0])
 	}
 }
 

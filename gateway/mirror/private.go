@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/mod/modfile"
@@ -306,7 +307,10 @@ func (r PrivateRoute) validate(bad func(string, ...any), key string) {
 
 func isHost(h string) bool {
 	name := h
-	if host, port, err := net.SplitHostPort(h); err == nil && port != "" {
+	if host, port, err := net.SplitHostPort(h); err == nil {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return false
+		}
 		name = host
 	}
 	if name == "" {

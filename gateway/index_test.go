@@ -131,6 +131,14 @@ func TestC51IndexIsFilteredForTheCaller(t *testing.T) {
 	if withheld != 2 {
 		t.Errorf("the record says that %d were withheld, want 2", withheld)
 	}
+	// More than a page is hidden before the next one that is not.
+	_, err = b.db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 4500)
+		INSERT INTO mirror_versions SELECT 'example.com/' || CASE WHEN i = 4500 THEN 'lib2' ELSE 'lib0' END, 'v1.1.' || i, 0, 4000000000000000 + i, 0, '', '', '', '', '', '' FROM n`)
+	must(t, err)
+	w = b.ask("GET", "/index?limit=2", "Authorization: Bearer "+narrow)
+	if all := lines(t, w.Body.String()); len(all) != 2 || all[1].Version != "v1.1.4500" {
+		t.Errorf("behind what is hidden a narrow token sees %v", all)
+	}
 }
 
 func TestOwnSumdbThroughTheGateway(t *testing.T) {

@@ -359,6 +359,8 @@ func TestOwnErrors(t *testing.T) {
 		{"recorded only", "lookup/example.com/m@v1.0.0", true, nil, fs.ErrNotExist},
 		{"trouble is not not found", "lookup/example.com/m@v1.0.0", false, func(context.Context, module.Version) (string, string, error) { return "", "", trouble }, trouble},
 		{"no hashes", "lookup/example.com/m@v1.0.0", false, func(context.Context, module.Version) (string, string, error) { return "", "", nil }, sumdb.ErrInvalid},
+		{"no zip hash", "lookup/example.com/m@v1.0.0", false, func(context.Context, module.Version) (string, string, error) { return "", hash1, nil }, sumdb.ErrInvalid},
+		{"no go.mod hash", "lookup/example.com/m@v1.0.0", false, func(context.Context, module.Version) (string, string, error) { return hash1, "", nil }, sumdb.ErrInvalid},
 		{"tile beyond the head", "tile/8/0/000.p/200", false, nil, fs.ErrNotExist},
 		{"full tile beyond the head", "tile/8/3/000", false, nil, fs.ErrNotExist},
 		{"level that overflows", "tile/8/63/000.p/1", false, nil, fs.ErrNotExist},

@@ -22,6 +22,8 @@ type filter struct {
 	upstream *url.URL        // a proxy of the company, or nil
 	listener net.Listener
 	server   *http.Server
+	mu       sync.Mutex // guards closed against tunnels.Add
+	closed   bool
 	tunnels  sync.WaitGroup
 	ctx      context.Context // ends with close, and with it every tunnel
 	stop     context.CancelFunc
@@ -63,11 +65,23 @@ func withPort(host string) string {
 func (f *filter) url() string { return "http://" + f.listener.Addr().String() }
 
 func (f *filter) close() error {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
 	f.stop()
 	err := f.server.Close()
 	<-f.served
 	f.tunnels.Wait()
 	return err
+}
+
+func (f *filter) enter() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.closed {
+		f.tunnels.Add(1)
+	}
+	return !f.closed
 }
 
 // ServeHTTP opens one tunnel.
@@ -76,7 +90,10 @@ func (f *filter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "host is not in this route's list", http.StatusForbidden)
 		return
 	}
-	f.tunnels.Add(1)
+	if !f.enter() {
+		http.Error(w, "closing", http.StatusServiceUnavailable)
+		return
+	}
 	defer f.tunnels.Done()
 	ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
 	defer cancel()

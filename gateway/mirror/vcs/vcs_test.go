@@ -458,6 +458,35 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// N16: a server that sends back what it was sent does not get it into an error, since the go command prints such answers.
+func TestEchoedCredentialIsRedacted(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "credential")
+	if err := os.WriteFile(name, []byte("ann:s3cr3t-canary"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, func(o *vcs.Options) { o.Routes[0].CredentialFile = name })
+	echoed := false
+	b.git.Before(func(w http.ResponseWriter, r *http.Request) bool {
+		_, password, ok := r.BasicAuth()
+		echoed = echoed || ok
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, "no %s %s https://ann:%s@corp.example/\n", r.Header.Get("Authorization"), password, password)
+		return true
+	})
+	_, err := b.Look(t.Context(), 0, "corp.example/team/app")
+	text := fmt.Sprint(err)
+	if !echoed || !errors.Is(err, vcs.ErrFailed) || !strings.Contains(text, "[redacted]") {
+		t.Errorf("Look: %v, want the server's answer, redacted", err)
+	}
+	for _, secret := range []string{"canary", "YW5uOnMzY3IzdC1jYW5hcnk=", "ann:"} {
+		if strings.Contains(text, secret) {
+			t.Errorf("%q is in %s", secret, text)
+		}
+	}
+}
+
 func TestTokenCommand(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -723,7 +752,7 @@ func TestCancelledWhileWaiting(t *testing.T) {
 func TestEnvironmentIsExplicit(t *testing.T) {
 	fake := filepath.Join(t.TempDir(), "go")
 	record := filepath.Join(t.TempDir(), "env")
-	script := "#!/bin/sh\n[ \"$1\" = env ] && { echo go1.26.0; exit; }\nenv > " + record + "\npwd >> " + record + "\nls -A >> " + record + "\n"
+	script := "#!/bin/sh\n[ \"$1\" = env ] && { echo go1.26.0; exit; }\nenv > " + record + "\npwd >> " + record + "\nls -A >> " + record + "\necho telemetry=$(cat $HOME/.config/go/telemetry/mode) >> " + record + "\n"
 	if err := os.WriteFile(fake, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -747,7 +776,7 @@ func TestEnvironmentIsExplicit(t *testing.T) {
 	for _, want := range []string{
 		"LC_ALL=C", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOPROXY=direct", "GONOPROXY=none", "GOPRIVATE=\n", "GOINSECURE=\n", "GOSUMDB=off",
 		"GOAUTH=off", "GOVCS=corp.example/*:git,*:off", "GOFLAGS=\n", "CGO_ENABLED=0", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=" + b.o.Dir, "GIT_ALLOW_PROTOCOL=https\n",
-		"GIT_TERMINAL_PROMPT=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_LFS_SKIP_SMUDGE=1", "HTTPS_PROXY=http://127.0.0.1:", "HOME=" + b.o.Dir, "/work\n",
+		"GIT_TERMINAL_PROMPT=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_LFS_SKIP_SMUDGE=1", "HTTPS_PROXY=http://127.0.0.1:", "HOME=" + b.o.Dir, "/work\n", "telemetry=off\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the sandbox's environment has no %q:\n%s", want, text)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"io/fs"
 	"net"
 	"net/http"
@@ -161,13 +162,15 @@ gateway: {listen: "127.0.0.1:$PORT", operations: "127.0.0.1:$OPS"}
 mirror: {upstreams: [$UPSTREAM], sumdb: [$SUMDB_KEY]}
 `
 
+// freePort is a port that a gateway can have again after a restart: below those that the kernel gives to connections.
 func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err) // a machine without loopback runs none of this
+	for {
+		port := strconv.Itoa(10000 + rand.N(22000))
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
 // config [-bare] FILE... writes headgate.yaml: the base and the files, with $VARIABLES filled in.

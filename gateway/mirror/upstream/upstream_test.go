@@ -45,7 +45,7 @@ func TestParse(t *testing.T) {
 		{"off alone is an island", "off", upstream.ParseOptions{}, "island"},
 		{"direct is an error", "https://a.example,direct", upstream.ParseOptions{}, ""},
 		{"direct dropped", "https://a.example,direct", upstream.ParseOptions{DropDirect: true}, "a.example,"},
-		{"direct alone", "direct", upstream.ParseOptions{DropDirect: true}, "island"},
+		{"direct alone is no upstream", "direct", upstream.ParseOptions{DropDirect: true}, ""},
 		{"http on loopback", "http://127.0.0.1:1", upstream.ParseOptions{}, "127.0.0.1:1,"},
 		{"http beyond", "http://a.example", upstream.ParseOptions{}, ""},
 		{"http beyond, allowed", "http://a.example", upstream.ParseOptions{AllowHTTP: true}, "a.example,"},

@@ -143,7 +143,8 @@ func (c Config) Validate() []error {
 	}{
 		{"fetch_timeout", int64(c.FetchTimeout)},
 		{"toolchain_timeout", int64(c.ToolchainTimeout)},
-		{"facts_wait", int64(c.FactsWait)}, {"memory_bytes", c.MemoryBytes},
+		{"facts_wait", int64(c.FactsWait)},
+		{"memory_bytes", c.MemoryBytes},
 	} {
 		if d.v < 0 {
 			bad("%s: %d is negative; want 0 for the default, or more", d.key, d.v)

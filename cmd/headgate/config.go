@@ -87,9 +87,13 @@ type namedFile struct {
 
 func (c *config) files() []namedFile {
 	files := []namedFile{
-		{"gateway.tls.cert", &c.Gateway.TLS.Cert, true}, {"gateway.tls.key", &c.Gateway.TLS.Key, true},
-		{"identity.database", &c.Identity.Database, false}, {"identity.pepper_file", &c.Identity.PepperFile, true},
-		{"policy.path", &c.Policy.Path, true}, {"mirror.store", &c.Mirror.Store, false}, {"audit.dir", &c.Audit.Dir, false},
+		{"gateway.tls.cert", &c.Gateway.TLS.Cert, true},
+		{"gateway.tls.key", &c.Gateway.TLS.Key, true},
+		{"identity.database", &c.Identity.Database, false},
+		{"identity.pepper_file", &c.Identity.PepperFile, true},
+		{"policy.path", &c.Policy.Path, true},
+		{"mirror.store", &c.Mirror.Store, false},
+		{"audit.dir", &c.Audit.Dir, false},
 	}
 	for i := range c.Identity.Issuers {
 		files = append(files, namedFile{fmt.Sprintf("identity.issuers[%d].ca_file", i), &c.Identity.Issuers[i].CAFile, true})

@@ -262,7 +262,7 @@ func gitError(err error) error {
 		return err
 	}
 	// The text alone: a file missing on the way must not look like a missing module.
-	return fmt.Errorf("%w: %s", ErrUpstream, err.Error()) //nolint:errorlint // see above
+	return fmt.Errorf("%w: %s", ErrUpstream, err.Error())
 }
 
 // validate reports every mistake in a route but its patterns.

@@ -289,8 +289,11 @@ func TestTroubleIsNeverNotFound(t *testing.T) {
 			before func(w http.ResponseWriter, r *http.Request) bool
 		}{
 			{"no repository at the path", nil},
-			{"E14 discovery 500", func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(500); return true }},
-			{"E14 discovery 404", func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(404); return true }},
+			{"E14 discovery 500", func(w http.ResponseWriter, _ *http.Request) bool {
+				w.WriteHeader(http.StatusInternalServerError)
+				return true
+			}},
+			{"E14 discovery 404", func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusNotFound); return true }},
 			{"refs 404", onlyGit("info/refs", 404)},
 			{"refs 500", onlyGit("info/refs", 500)},
 			{"refs that are HTML", func(w http.ResponseWriter, r *http.Request) bool {
@@ -382,7 +385,7 @@ func failFetch() func(http.ResponseWriter, *http.Request) bool {
 			return true
 		}
 		if bytes.Contains(body.Bytes(), []byte("command=fetch")) {
-			w.WriteHeader(500)
+			w.WriteHeader(http.StatusInternalServerError)
 			return true
 		}
 		r.Body = readCloser{&body}

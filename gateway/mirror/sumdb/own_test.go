@@ -408,19 +408,30 @@ func TestOwnTwoWriters(t *testing.T) {
 				if err != nil {
 					t.Errorf("writer %d, lookup %d: %v", w, i, err)
 				}
-				answers[w][i], _, _ = strings.Cut(string(text), "\n\n")
+				var head string
+				answers[w][i], head, _ = strings.Cut(string(text), "\n\n")
+				var id, size int64
+				_, err1 := fmt.Sscan(answers[w][i], &id)
+				_, err2 := fmt.Sscan(strings.TrimPrefix(head, "go.sum database tree\n"), &size)
+				if err := errors.Join(err1, err2); err != nil || size <= id {
+					t.Errorf("writer %d answered record %d under a head of %d: %v", w, id, size, err)
+				}
 			})
 		}
 	}
 	all.Wait()
+	b.lookup(t, version(n)) // the other one has not heard of it
+	if text, err := other.Answer(t.Context(), "lookup/"+version(n).String(), false); err != nil || !strings.Contains(string(text), fmt.Sprintf("database tree\n%d\n", n+1)) {
+		t.Errorf("record of another writer = %v, under a head that does not cover it:\n%s", err, text)
+	}
 	for i := range n {
 		if answers[0][i] != answers[1][i] {
 			t.Errorf("two writers, two records: %q and %q", answers[0][i], answers[1][i])
 		}
 	}
 	b.reopen(t)
-	if got := audit(t, b.Own); got != n {
-		t.Errorf("%d records prove, want %d", got, n)
+	if got := audit(t, b.Own); got != n+1 {
+		t.Errorf("%d records prove, want %d", got, n+1)
 	}
 }
 

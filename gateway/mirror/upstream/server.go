@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/failsafe-go/failsafe-go"
@@ -25,7 +24,6 @@ type server struct {
 	anyError bool
 	exec     failsafe.Executor[any]
 	breaker  circuitbreaker.CircuitBreaker[any]
-	changed  atomic.Pointer[chan struct{}] // closed when the breaker changes its state
 }
 
 // tryError is a try that went wrong, with what a retry needs to know.
@@ -45,8 +43,6 @@ func (c *Client) newServer(e Entry) *server {
 	base := *e.URL
 	base.User = nil
 	s := &server{c: c, entry: e, base: base.String() + "/", anyError: e.AnyError}
-	first := make(chan struct{})
-	s.changed.Store(&first)
 	host := e.Host()
 	troubled := func(_ any, err error) bool {
 		t, ok := errors.AsType[*tryError](err)
@@ -62,8 +58,6 @@ func (c *Client) newServer(e Entry) *server {
 			c.metrics.breaker.WithLabelValues(host).Set(breakerState(ev.NewState))
 			c.log.LogAttrs(context.Background(), slog.LevelWarn, "upstream breaker changed",
 				slog.String("upstream", host), slog.String("state", ev.NewState.String()))
-			next := make(chan struct{})
-			close(*s.changed.Swap(&next))
 		}).
 		Build()
 	retry := retrypolicy.NewBuilder[any]().
@@ -99,23 +93,25 @@ func breakerState(st circuitbreaker.State) float64 {
 	}
 }
 
+// probeLook is how often those who wait for a probe look whether it is over.
+const probeLook = 20 * time.Millisecond
+
 // fetch asks this server, up to three times. While one request probes a server that was left alone, others wait for
 // what becomes of it: a flight asks for several files at once and must not fail on its own probe.
 func (s *server) fetch(ctx context.Context, r Request, dst Sink) error {
-	for {
-		changed := *s.changed.Load()
+	for start := time.Now(); ; {
 		err := s.ask(ctx, r, dst)
-		if !errors.Is(err, circuitbreaker.ErrOpen) {
+		switch {
+		case !errors.Is(err, circuitbreaker.ErrOpen):
 			return err
-		}
-		if s.breaker.IsOpen() {
+		case s.breaker.IsOpen():
 			s.c.metrics.requests.WithLabelValues(s.entry.Host(), "breaker_open").Inc()
 			return fmt.Errorf("%w: %s failed five times in a row and is left alone for %s", ErrFailed, s.entry.Host(), s.c.leftAlone)
+		case time.Since(start) > s.c.firstByte:
+			return fmt.Errorf("%w: %s was left alone and is slow to come back", ErrTimeout, s.entry.Host())
 		}
 		select {
-		case <-changed:
-		case <-time.After(s.c.firstByte):
-			return fmt.Errorf("%w: %s was left alone and is slow to come back", ErrTimeout, s.entry.Host())
+		case <-time.After(probeLook):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -221,7 +221,7 @@ func (r *run) exec(ctx context.Context, name string, args, env []string) ([]byte
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	out, errs := &limited{max: maxOutput, full: cancel}, &limited{max: maxStderr}
-	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // go and git, arguments without a leading dash
+	cmd := exec.CommandContext(ctx, name, args...) // go and git; no argument begins with a dash
 	cmd.Dir, cmd.Env = r.file("work"), append(r.s.environment(r.route, r), env...)
 	cmd.Stdout, cmd.Stderr = out, errs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

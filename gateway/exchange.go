@@ -2,10 +2,12 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,7 +28,8 @@ type exchange struct {
 	action   string
 	revision string
 	cache    string
-	memory   int64 // size of a body held whole in memory; -1 for others
+	memory   int64    // size of a body held whole in memory; -1 for others
+	warned   []string // codes of policy's warnings, for a header
 }
 
 // begin opens the record. A malformed request leaves one, too.
@@ -69,8 +72,29 @@ func (x *exchange) authenticated(p identity.Principal, err error) {
 }
 
 // judged notes a decision of policy; a second one is joined to the first.
-func (x *exchange) judged(d policy.Decision) {
+func (x *exchange) judged(d policy.Decision, in *policy.Input) {
 	noteDecision(x.rec, d)
+	for _, w := range d.Warnings {
+		if !slices.Contains(x.warned, w.Code) {
+			x.warned = append(x.warned, w.Code)
+		}
+	}
+	for _, o := range d.Obligations {
+		x.oblige(o, in)
+	}
+}
+
+// oblige does what policy demands beside its answer; policy lets no kind pass that is not here.
+func (x *exchange) oblige(o policy.Obligation, in *policy.Input) {
+	switch o.Kind {
+	case "log_full":
+		if full, err := json.Marshal(in); err == nil { // of plain fields it cannot fail
+			x.rec.Input = joinInput(x.rec.Input, "full", full)
+		}
+	case "notify_owner":
+		x.s.log.LogAttrs(x.r.Context(), slog.LevelWarn, "policy asks to notify an owner", slog.String("owner", o.Params["owner"]),
+			slog.String("module", x.rec.Module), slog.String("version", x.rec.Version), slog.String("id", x.rec.EventID))
+	}
 }
 
 // withheld notes how many versions a filtered answer leaves out, and why.
@@ -181,6 +205,9 @@ func (x *exchange) problem(err error) {
 // send streams the answer and records what became of it.
 func (x *exchange) send(a *answer) {
 	a.headers(x.w.Header(), x.rec.EventID, x.revision)
+	if len(x.warned) > 0 {
+		x.w.Header()["Headgate-Warning"] = []string{strings.Join(x.warned, ", ")}
+	}
 	a.serve(x.w, x.r)
 	x.done("allow")
 	if x.w.err == nil && x.w.status == http.StatusOK && x.memory >= 0 && x.w.sent == x.memory {

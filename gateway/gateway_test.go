@@ -423,6 +423,33 @@ func TestFailedEffectLeavesAnOutcome(t *testing.T) {
 	}
 }
 
+// What policy demands beside its answer is done: the full input in the record, a line for the owner, a header of warnings.
+func TestObligationsAndWarnings(t *testing.T) {
+	b := newBench(t, hello)
+	var lines bytes.Buffer
+	b.Server.log = slog.New(slog.NewTextHandler(&lines, nil))
+	w := httptest.NewRecorder()
+	x := b.begin(w, httptest.NewRequest(http.MethodGet, "/", nil))
+	x.judged(policy.Decision{
+		Effect: policy.Allow, Warnings: []policy.Reason{{Code: "RETRACTED"}, {Code: "RETRACTED"}, {Code: "DEPRECATED"}},
+		Obligations: []policy.Obligation{{Kind: "log_full"}, {Kind: "notify_owner", Params: map[string]string{"owner": "appsec"}}},
+		Eval:        policy.Eval{Entry: "release"}, Projected: []byte(`{"a":1}`),
+	}, &policy.Input{Subject: policy.Subject{ID: "ann"}})
+	x.send(bodyAnswer([]byte("ok"), textPlain))
+	if got := w.Header().Get("Headgate-Warning"); got != "RETRACTED, DEPRECATED" {
+		t.Errorf("Headgate-Warning is %q", got)
+	}
+	if !strings.Contains(lines.String(), "owner=appsec") {
+		t.Errorf("nobody was told: %q", &lines)
+	}
+	var input struct {
+		Full policy.Input `json:"full"`
+	}
+	if err := json.Unmarshal(x.rec.Input, &input); err != nil || input.Full.Subject.ID != "ann" {
+		t.Errorf("the record's input is %s: %v", x.rec.Input, err)
+	}
+}
+
 func TestTakesGzip(t *testing.T) {
 	for header, want := range map[string]bool{
 		"": false, "gzip": true, "br, gzip": true, "GZIP": true, "gzip;q=0": false, "gzip; q=0.0": false, "gzip;q=0.5": true, "xgzip": false,

@@ -126,7 +126,7 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 	if err != nil {
 		return nil, err
 	}
-	x.judged(decision)
+	x.judged(decision, input)
 	if decision.Effect != policy.Allow {
 		return nil, refused(decision, "access", decision.Text(x.text(target, "")))
 	}
@@ -172,7 +172,7 @@ func (s *Server) file(ctx context.Context, x *exchange, j *judge) (_ *answer, er
 	if err != nil {
 		return nil, err
 	}
-	x.judged(decisions[0])
+	x.judged(decisions[0], j.input)
 	if decisions[0].Effect != policy.Allow {
 		return nil, s.unfit(ctx, x, j, file.Version, decisions[0])
 	}
@@ -239,7 +239,7 @@ func (s *Server) latest(ctx context.Context, x *exchange, j *judge) (*answer, er
 	version := newest(versions.Releases, decisions)
 	if version == "" {
 		i := len(decisions) - 1
-		x.judged(decisions[i])
+		x.judged(decisions[i], j.input)
 		return nil, refused(decisions[i], "release", decisions[i].Text(x.text(j.at(versions.Releases[i].Version), "")))
 	}
 	x.rec.Version = version
@@ -261,7 +261,7 @@ func (s *Server) untagged(ctx context.Context, x *exchange, j *judge) (*answer, 
 	if err != nil {
 		return nil, err
 	}
-	x.judged(decisions[0])
+	x.judged(decisions[0], j.input)
 	if !decisions[0].Visible {
 		return nil, refused(decisions[0], "release", decisions[0].Text(x.text(j.at(release.Version), "")))
 	}

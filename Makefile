@@ -41,8 +41,8 @@ check:
 	$(GO) run $(GOLANGCI) run ./...
 
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem ./audit ./identity ./policy ./gateway/...
 	$(GO) run ./cmd/headgate-demo bench
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime 200ms ./audit ./identity ./policy ./gateway/...
 
 soak:
 	SOAK=1 $(GO) test -count=1 -v -timeout 60m -run 'TestKill|TestHerd' ./audit ./cmd/headgate

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -19,14 +20,19 @@ import (
 // snapshotLife is how long what is known of a repository's tags and newest commit holds.
 const snapshotLife = time.Minute
 
-// rootFile names, in a repository's folder, the module path of its root.
+// rootFile names, in a repository's folder, the module path of its root, and on a second line the repository's URL.
 const rootFile = "root"
 
-// repository is a kept clone. What it holds is used under its lock only.
+// repository is a kept clone.
 type repository struct {
-	root string
-	dir  string // GOMODCACHE/cache/vcs of its runs
+	root  string
+	url   string // as discovery named it
+	dir   string // GOMODCACHE/cache/vcs of its runs
+	usage usage
+	// pushed tells that its server announced news: what follows is too old.
+	pushed atomic.Bool
 
+	// Used under the repository's lock only.
 	at   time.Time // of what follows
 	head string
 	tags []string
@@ -56,18 +62,38 @@ func openClones(dir string) (*clones, error) {
 	}
 	for _, e := range entries {
 		name := filepath.Join(dir, e.Name())
-		root, err := os.ReadFile(filepath.Join(name, rootFile))
-		if err != nil || folderOf(string(root)) != e.Name() { // an adoption that did not end
+		repo, err := readRepository(name)
+		if err != nil { // an adoption that did not end
 			if err := os.RemoveAll(name); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		repo := &repository{root: string(root), dir: name}
 		repo.sweep()
 		c.known[repo.root] = repo
 	}
 	return c, nil
+}
+
+// readRepository takes a kept clone of an earlier process.
+func readRepository(dir string) (*repository, error) {
+	name := filepath.Join(dir, rootFile)
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	root, url, ok := strings.Cut(string(text), "\n")
+	if !ok || folderOf(root) != filepath.Base(dir) {
+		return nil, fmt.Errorf("%s is not that of its folder", name)
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	repo := &repository{root: root, url: url, dir: dir}
+	repo.usage.bytes.Store(sizeOf(dir))
+	repo.usage.used.Store(info.ModTime().UnixNano())
+	return repo, nil
 }
 
 // find gives the repository that a path belongs to: the known root that is its longest prefix.
@@ -109,8 +135,8 @@ func rootOf(path, subdir string) string {
 }
 
 // adopt keeps the clones that a run made for a repository of which nothing was known.
-func (c *clones) adopt(root, vcs string, l *locks, r *route) error {
-	unlock, ok := l.tryLock(r.key(root))
+func (c *clones) adopt(root, url, vcs string, r *run) error {
+	unlock, ok := r.s.locks.tryLock(r.route.key(root))
 	if !ok { // its own run is under way and makes a clone of its own
 		return nil
 	}
@@ -120,18 +146,19 @@ func (c *clones) adopt(root, vcs string, l *locks, r *route) error {
 	if c.known[root] != nil {
 		return nil
 	}
-	dir := filepath.Join(c.dir, folderOf(root))
-	if err := os.Rename(vcs, dir); err != nil {
+	repo := &repository{root: root, url: url, dir: filepath.Join(c.dir, folderOf(root))}
+	if err := os.Rename(vcs, repo.dir); err != nil {
 		return err
 	}
 	// What the run still does, it does on the kept clone.
-	if err := os.Symlink(dir, vcs); err != nil {
-		return errors.Join(err, os.RemoveAll(dir))
+	if err := os.Symlink(repo.dir, vcs); err != nil {
+		return errors.Join(err, os.RemoveAll(repo.dir))
 	}
-	if err := os.WriteFile(filepath.Join(dir, rootFile), []byte(root), 0o600); err != nil {
-		return errors.Join(err, os.RemoveAll(dir))
+	if err := os.WriteFile(filepath.Join(repo.dir, rootFile), []byte(root+"\n"+url), 0o600); err != nil {
+		return errors.Join(err, os.RemoveAll(repo.dir))
 	}
-	c.known[root] = &repository{root: root, dir: dir}
+	repo.measure(r.s.o.Now())
+	c.known[root] = repo
 	return nil
 }
 
@@ -194,6 +221,9 @@ func (r *run) snapshot(ctx context.Context) (string, error) {
 		return "", err
 	}
 	clone := filepath.Dir(heads[0])
+	if r.repo.pushed.Swap(false) {
+		r.repo.at = time.Time{}
+	}
 	if age := r.s.o.Now().Sub(r.repo.at); age >= 0 && age < snapshotLife {
 		return clone, nil
 	}

@@ -72,11 +72,19 @@ func (c *credentials) get(ctx context.Context) (credential, error) {
 	return got, err
 }
 
-// forget makes the command be asked again: a host may have refused its token.
-func (c *credentials) forget() {
+// another tells whether there is another token than the one that a run has failed with: a printed token may have
+// expired before its time, and how a host says so is no interface. The command is asked again in any case.
+func (c *credentials) another(ctx context.Context, used credential) bool {
+	if len(c.command) == 0 {
+		return false
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.last = credential{}
+	if c.last == used {
+		c.last = credential{}
+	}
+	c.mu.Unlock()
+	next, err := c.get(ctx)
+	return err == nil && next != used
 }
 
 // parseCredential reads a token or USER:PASSWORD. A token goes with the user

@@ -28,6 +28,8 @@ const (
 	maxOutput = 16 << 20
 	maxStderr = 64 << 10
 	diskTick  = 200 * time.Millisecond
+	// No core dumps, and 3 GiB of data for each process, in KiB: the go command holds the archive of a zip in memory.
+	limits = `ulimit -c 0 && ulimit -d 3145728 && exec "$0" "$@"`
 )
 
 // errDisk is the cause of a run that was ended for its size.
@@ -50,6 +52,7 @@ func (s *Source) visit(ctx context.Context, r *route, path string, limit time.Du
 	if err != nil {
 		return waited(err)
 	}
+	defer s.makeRoom() // once the repository is free again
 	defer unlock()
 	select {
 	case s.slots <- struct{}{}:
@@ -59,22 +62,32 @@ func (s *Source) visit(ctx context.Context, r *route, path string, limit time.Du
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: no answer within %s", ErrTimeout, limit))
 	defer cancel()
-	run, err := s.newRun(ctx, r, repo)
-	if err != nil {
-		return fmt.Errorf("%w: preparing a run for %s: %w", ErrFailed, path, err)
+	end := s.metrics.begin()
+	used, err := s.attempt(ctx, r, repo, fn)
+	if errors.Is(err, ErrFailed) && ctx.Err() == nil && r.credentials.another(ctx, used) {
+		_, err = s.attempt(ctx, r, repo, fn)
 	}
-	defer run.remove()
-	if err = fn(ctx, run); err != nil {
-		if errors.Is(err, ErrNotFound) {
-			return err
-		}
-		r.credentials.forget()
-		if repo != nil {
-			repo.sweep() // git that was killed leaves locks behind
-		}
+	end(err)
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
-	return nil
+	return err
+}
+
+// attempt is one run of fn. It gives the credential that the run had.
+func (s *Source) attempt(ctx context.Context, r *route, repo *repository, fn func(context.Context, *run) error) (credential, error) {
+	run, err := s.newRun(ctx, r, repo)
+	if err != nil {
+		return credential{}, fmt.Errorf("%w: preparing a run: %w", ErrFailed, err)
+	}
+	defer run.remove()
+	if err = fn(ctx, run); err != nil && !errors.Is(err, ErrNotFound) && repo != nil {
+		repo.sweep() // git that was killed leaves locks behind
+	}
+	if repo != nil {
+		repo.measure(s.o.Now())
+	}
+	return run.secret, err
 }
 
 // waited says that the time was over before a run began.
@@ -180,6 +193,8 @@ func (r *run) ask(ctx context.Context, args []string) (*answer, error) {
 	}
 	r.learn(&a)
 	switch {
+	case a.Error != "" && a.Info != "" && args[0] == "mod": // the version is there, and its zip cannot be made
+		return nil, fmt.Errorf("%w: %s", ErrFailed, r.clean(string(a.Error)))
 	case a.Error != "" && a.read():
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, r.clean(string(a.Error)))
 	case a.Error != "":
@@ -198,13 +213,10 @@ func (r *run) learn(a *answer) {
 		return
 	}
 	root := rootOf(a.Path, a.Origin.Subdir)
-	if root == "" {
+	if root == "" || r.repo != nil || strings.Contains(a.Origin.URL, "\n") {
 		return
 	}
-	if r.repo != nil {
-		return
-	}
-	if err := r.route.clones.adopt(root, r.vcs(), &r.s.locks, r.route); err != nil {
+	if err := r.route.clones.adopt(root, a.Origin.URL, r.vcs(), r); err != nil {
 		r.s.o.Logger.LogAttrs(context.Background(), slog.LevelWarn, "clone not kept", slog.String("module", root), slog.Any("err", err))
 	}
 }
@@ -221,7 +233,9 @@ func (r *run) exec(ctx context.Context, name string, args, env []string) ([]byte
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	out, errs := &limited{max: maxOutput, full: cancel}, &limited{max: maxStderr}
-	cmd := exec.CommandContext(ctx, name, args...) // go and git; no argument begins with a dash
+	// go and git; no argument begins with a dash. The shell only sets limits: a server that sends refs for ever would
+	// else fill the memory of git and of the go command, which read them whole.
+	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", limits, name}, args...)...)
 	cmd.Dir, cmd.Env = r.file("work"), append(r.s.environment(r.route, r), env...)
 	cmd.Stdout, cmd.Stderr = out, errs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

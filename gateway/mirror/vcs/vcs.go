@@ -19,8 +19,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/module"
 )
 
@@ -45,10 +47,13 @@ type Options struct {
 	LookTimeout, ZipTimeout time.Duration
 	// MaxDisk bounds a run's folder and its clone together, in bytes; 0 is 2 GiB.
 	MaxDisk int64
+	// MaxClones bounds all kept clones together, in bytes: those not used for longest go first. 0 is 20 GiB.
+	MaxClones int64
 	// Now is the clock of what is remembered of repositories; nil is time.Now.
 	Now func() time.Time
-	// Logger may be nil.
-	Logger *slog.Logger
+	// Logger and Registerer may be nil.
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
 }
 
 // Route says where modules of some patterns come from.
@@ -76,6 +81,8 @@ type Source struct {
 	routes    []*route
 	slots     chan struct{} // one for each run at once
 	locks     locks
+	metrics   *metrics
+	sweeping  sync.Mutex // held by whoever makes room among the clones
 	git       string
 	path      string // PATH of children
 	goVersion string
@@ -107,6 +114,8 @@ func Open(ctx context.Context, o Options) (*Source, error) {
 	if err := s.askVersion(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.metrics = newMetrics(o.Registerer, s)
+	s.makeRoom()
 	return s, nil
 }
 
@@ -122,6 +131,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxDisk == 0 {
 		o.MaxDisk = 2 << 30
+	}
+	if o.MaxClones == 0 {
+		o.MaxClones = 20 << 30
 	}
 	if o.Now == nil {
 		o.Now = time.Now

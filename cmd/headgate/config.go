@@ -98,6 +98,16 @@ func (c *config) files() []namedFile {
 	for i := range c.Identity.Issuers {
 		files = append(files, namedFile{fmt.Sprintf("identity.issuers[%d].ca_file", i), &c.Identity.Issuers[i].CAFile, true})
 	}
+	for i := range c.Mirror.UpstreamHosts {
+		h := &c.Mirror.UpstreamHosts[i]
+		files = append(files, namedFile{fmt.Sprintf("mirror.upstream_hosts[%d].credential_file", i), &h.CredentialFile, true},
+			namedFile{fmt.Sprintf("mirror.upstream_hosts[%d].ca_file", i), &h.CAFile, true})
+	}
+	for i := range c.Mirror.Private {
+		r := &c.Mirror.Private[i]
+		files = append(files, namedFile{fmt.Sprintf("mirror.private[%d].credential_file", i), &r.CredentialFile, true},
+			namedFile{fmt.Sprintf("mirror.private[%d].ca_file", i), &r.CAFile, true})
+	}
 	return files
 }
 

@@ -18,6 +18,9 @@ type Config struct {
 	// next one at any error. "off" ends the list; alone it makes the mirror an
 	// island. Empty: what `go env GOPROXY` names.
 	Upstreams []string `yaml:"upstreams"`
+	// UpstreamHosts are servers of upstreams that want a credential, or that are
+	// trusted by CAs of their own.
+	UpstreamHosts []UpstreamHost `yaml:"upstream_hosts"`
 	// Sumdb are the public checksum databases that are served, reached through
 	// the upstreams; the first one vouches for public files. NAME+HASH+KEY, or
 	// a bare name whose key is compiled in. Empty: sum.golang.org.
@@ -59,6 +62,17 @@ type Config struct {
 	// CodeHosts are hosts whose modules have at least so many path elements;
 	// shorter paths are not asked for. Empty: github.com and golang.org, 3.
 	CodeHosts []CodeHost `yaml:"code_hosts"`
+}
+
+// UpstreamHost is what a server needs beside its URL in upstreams.
+type UpstreamHost struct {
+	// Host is HOST or HOST:PORT as in the URL.
+	Host string `yaml:"host"`
+	// CredentialFile holds USER:PASSWORD, sent as Basic, or a token, sent as
+	// Bearer: to this host alone, over https alone. It is read again for each request. Empty: none.
+	CredentialFile string `yaml:"credential_file"`
+	// CAFile holds the only CAs that the host is trusted by. Empty: the machine's.
+	CAFile string `yaml:"ca_file"`
 }
 
 // PrivateRoute says which modules are private, and how Git has them.
@@ -116,6 +130,7 @@ func (c Config) Validate() []error {
 			bad("upstreams[%d]: %w%s", i, err, hintFor(err))
 		}
 	}
+	c.validateUpstreamHosts(bad)
 	for i, k := range c.Sumdb {
 		if _, err := sumdb.CheckKey(k); err != nil {
 			bad("sumdb[%d]: %w", i, err)

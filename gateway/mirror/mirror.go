@@ -109,10 +109,9 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 		cfg: cfg, log: o.Logger, now: o.Now, list: list,
 		routes: newRoutes(cfg), codeHosts: map[string]int64{}, databases: map[string]*sumdb.Database{},
 		hot: newHot(cfg.MemoryBytes), answers: newAnswers(cfg.MemoryBytes / 4),
-		up: upstream.New(upstream.Options{
-			List: list, RedirectHosts: cfg.RedirectHosts, Transport: o.Transport,
-			FirstByte: o.FirstByte, Logger: o.Logger, Registerer: o.Registerer,
-		}),
+	}
+	if err := m.openUpstreams(o); err != nil {
+		return nil, err
 	}
 	for _, h := range cfg.CodeHosts {
 		m.codeHosts[h.Host] = h.Elements

@@ -101,6 +101,7 @@ func (g *guard) checkRedirect(r *http.Request, via []*http.Request) error {
 	}
 	if addr != hostPort(via[0].URL) {
 		r.Header.Del("Authorization")
+		r.Header.Del("Referer") // the path may be a private module's
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -11,13 +12,19 @@ import (
 // results are the values of the label "result".
 var results = []string{"ok", "not_found", "failed", "timeout", "canceled", "breaker_open"}
 
-type metrics struct {
+// Metrics are the counters of one or more clients.
+type Metrics struct {
 	requests *prometheus.CounterVec
 	breaker  *prometheus.GaugeVec
+
+	mu     sync.Mutex                     // guards states
+	states map[string]map[*server]float64 // host → breakers of its servers
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{
+// NewMetrics registers the counters; r may be nil.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		states: map[string]map[*server]float64{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "headgate_upstream_requests_total",
 			Help: "Requests to upstream servers, each try counted.",
@@ -33,7 +40,21 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) init(host string) {
+// changed sets the state of a host, which is that of its worst server.
+func (m *Metrics) changed(host string, s *server, state float64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.states[host] == nil {
+		m.states[host] = map[*server]float64{}
+	}
+	m.states[host][s] = state
+	for _, other := range m.states[host] {
+		state = max(state, other)
+	}
+	m.breaker.WithLabelValues(host).Set(state)
+}
+
+func (m *Metrics) init(host string) {
 	m.breaker.WithLabelValues(host).Set(0)
 	for _, r := range results {
 		m.requests.WithLabelValues(host, r)

@@ -22,8 +22,11 @@ type server struct {
 	entry    Entry
 	base     string // URL with a trailing slash and no password
 	anyError bool
-	exec     failsafe.Executor[any]
-	breaker  circuitbreaker.CircuitBreaker[any]
+	// credentialFile is read for each request; empty where the server wants none.
+	credentialFile string
+
+	exec    failsafe.Executor[any]
+	breaker circuitbreaker.CircuitBreaker[any]
 }
 
 // tryError is a try that went wrong, with what a retry needs to know.
@@ -55,7 +58,7 @@ func (c *Client) newServer(e Entry) *server {
 		WithDelay(c.leftAlone).
 		WithJitterFactor(0.2).
 		OnStateChanged(func(ev circuitbreaker.StateChangedEvent) {
-			c.metrics.breaker.WithLabelValues(host).Set(breakerState(ev.NewState))
+			c.metrics.changed(host, s, breakerState(ev.NewState))
 			c.log.LogAttrs(context.Background(), slog.LevelWarn, "upstream breaker changed",
 				slog.String("upstream", host), slog.String("state", ev.NewState.String()))
 		}).
@@ -145,9 +148,9 @@ func (s *server) try(ctx context.Context, r Request, dst Sink) error {
 	if err != nil {
 		return err
 	}
-	if u := s.entry.URL.User; u != nil {
-		pass, _ := u.Password()
-		req.SetBasicAuth(u.Username(), pass)
+	if err := s.authorize(req); err != nil {
+		// The text alone: a file of ours that is missing is no missing module.
+		return &tryError{err: fmt.Errorf("%w: reading the credential file for %s: %s", ErrFailed, s.entry.Host(), err.Error())}
 	}
 	req.Header.Set("User-Agent", "headgate")
 	resp, err := s.c.http.Do(req)
@@ -157,6 +160,10 @@ func (s *server) try(ctx context.Context, r Request, dst Sink) error {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return s.refused(resp)
+	}
+	if coding := resp.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		// None was asked for: unpacked it could be of any size, packed it is not the file.
+		return &tryError{err: fmt.Errorf("%w: %s sent a content encoding that was not asked for", ErrFailed, s.entry.Host())}
 	}
 	if err := s.copy(ctx, cancel, resp, r.MaxBytes, dst); err != nil {
 		return err

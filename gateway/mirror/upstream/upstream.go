@@ -6,7 +6,6 @@
 package upstream
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -16,8 +15,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 var (
@@ -35,6 +32,8 @@ type Options struct {
 	List List
 	// RedirectHosts are hosts with private or loopback addresses that a redirect may lead to.
 	RedirectHosts []string
+	// Hosts are servers with a credential or CAs of their own.
+	Hosts []Host
 	// Transport is copied and guarded; nil is one with the limits of New.
 	Transport *http.Transport
 	// FirstByte bounds the wait for a response's header and for each further
@@ -42,9 +41,10 @@ type Options struct {
 	FirstByte time.Duration
 	// LeftAlone is how long a server is not asked after five failures in a row; 0 is 10 s.
 	LeftAlone time.Duration
-	// Logger and Registerer may be nil.
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
+	// Logger may be nil.
+	Logger *slog.Logger
+	// Metrics may be shared with other clients; nil are of no use to anybody.
+	Metrics *Metrics
 }
 
 // Client asks the servers of a List. It is safe for many callers.
@@ -54,27 +54,37 @@ type Client struct {
 	log       *slog.Logger
 	firstByte time.Duration
 	leftAlone time.Duration
-	metrics   *metrics
+	metrics   *Metrics
 }
 
-// New makes a Client; it dials nothing.
-func New(o Options) *Client {
+// New makes a Client; it dials nothing. The error is a CA file's.
+func New(o Options) (*Client, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.FirstByte == 0 {
 		o.FirstByte = 30 * time.Second
 	}
-	c := &Client{log: o.Logger, firstByte: o.FirstByte, leftAlone: cmp.Or(o.LeftAlone, 10*time.Second), metrics: newMetrics(o.Registerer)}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+	c := &Client{log: o.Logger, firstByte: o.FirstByte, leftAlone: cmp.Or(o.LeftAlone, 10*time.Second), metrics: o.Metrics}
 	g := newGuard(o.List, o.RedirectHosts)
-	c.http = &http.Client{
-		Transport:     g.transport(o.Transport, o.FirstByte),
-		CheckRedirect: g.checkRedirect,
+	t, err := newTransports(o, g)
+	if err != nil {
+		return nil, err
 	}
+	c.http = &http.Client{Transport: t, CheckRedirect: g.checkRedirect}
 	for _, e := range o.List {
-		c.list = append(c.list, c.newServer(e))
+		s := c.newServer(e)
+		for _, h := range o.Hosts {
+			if h.Matches(e.URL) && h.CredentialFile != "" {
+				s.credentialFile = h.CredentialFile
+			}
+		}
+		c.list = append(c.list, s)
 	}
-	return c
+	return c, nil
 }
 
 // Island tells that there is no server to ask: the list is only "off".
@@ -111,10 +121,6 @@ func (c *Client) Get(ctx context.Context, path string, maxBytes int64, check fun
 	}
 	return b.Bytes(), nil
 }
-
-type buffer struct{ bytes.Buffer }
-
-func (b *buffer) Reset() error { b.Buffer.Reset(); return nil }
 
 // Fetch asks the servers in order until one delivers: the next one is asked at
 // 404 and 410 only, or at any error where a | stands between the two. The

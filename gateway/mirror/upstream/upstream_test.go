@@ -24,11 +24,14 @@ func client(tb testing.TB, list string, change func(*upstream.Options)) *upstrea
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o := upstream.Options{List: l, FirstByte: 200 * time.Millisecond, Registerer: prometheus.NewRegistry()}
+	o := upstream.Options{List: l, FirstByte: 200 * time.Millisecond, Metrics: upstream.NewMetrics(prometheus.NewRegistry())}
 	if change != nil {
 		change(&o)
 	}
-	c := upstream.New(o)
+	c, err := upstream.New(o)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	tb.Cleanup(c.Close)
 	return c
 }

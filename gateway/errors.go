@@ -84,6 +84,7 @@ var table = []struct {
 	{syscall.EROFS, storeDown},
 	{syscall.EIO, storeDown},
 	{syscall.EMFILE, storeDown},
+	{mirror.ErrBusy, Problem{Status: 503, Code: "QUEUE-FULL", Public: "queue full: too many cold files are being fetched; ask again", Stage: "limit", RetryAfter: 5}},
 	{mirror.ErrNoPrivateSource, Problem{Status: 502, Code: "NO-PRIVATE-SOURCE", Public: "a private module, and this gateway has no source for it", Stage: "release"}},
 	{mirror.ErrNotListed, Problem{Status: 502, Code: "SUMDB-NOT-LISTED", Public: "not in the checksum database, so not taken in", Stage: "release"}},
 	{mirror.ErrMismatch, Problem{Status: 502, Code: "CHECKSUM-MISMATCH", Public: "upstream sent bytes that do not verify; nothing was stored", Stage: "release"}},

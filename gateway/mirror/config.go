@@ -57,6 +57,13 @@ type Config struct {
 	FetchTimeout time.Duration `yaml:"fetch_timeout"`
 	// ToolchainTimeout is FetchTimeout of golang.org/toolchain; 0 is 30 min.
 	ToolchainTimeout time.Duration `yaml:"toolchain_timeout"`
+	// MaxFetches is how many cold files are fetched at a time: so many small
+	// ones and lists, so many zips, so many of private modules, and an eighth of
+	// it toolchains. Callers of one file count as one. 0 is 64.
+	MaxFetches int64 `yaml:"max_fetches"`
+	// MaxWaiting is how many of each wait for their turn; beyond it the answer
+	// is 503 with Retry-After. 0 is 2048.
+	MaxWaiting int64 `yaml:"max_waiting"`
 	// MemoryBytes bounds the cache of small files in memory; 0 is 64 MiB.
 	MemoryBytes int64 `yaml:"memory_bytes"`
 	// CodeHosts are hosts whose modules have at least so many path elements;
@@ -160,6 +167,8 @@ func (c Config) Validate() []error {
 		{"toolchain_timeout", int64(c.ToolchainTimeout)},
 		{"facts_wait", int64(c.FactsWait)},
 		{"memory_bytes", c.MemoryBytes},
+		{"max_fetches", c.MaxFetches},
+		{"max_waiting", c.MaxWaiting},
 	} {
 		if d.v < 0 {
 			bad("%s: %d is negative; want 0 for the default, or more", d.key, d.v)
@@ -224,6 +233,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FactsWait == 0 {
 		c.FactsWait = 5 * time.Second
+	}
+	if c.MaxFetches == 0 {
+		c.MaxFetches = 64
+	}
+	if c.MaxWaiting == 0 {
+		c.MaxWaiting = 2048
 	}
 	if c.MemoryBytes == 0 {
 		c.MemoryBytes = 64 << 20

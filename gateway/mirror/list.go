@@ -323,6 +323,11 @@ func missingTTL(t Target) time.Duration {
 
 // renew asks upstream and keeps what it says.
 func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
+	leave, err := m.laneOf(t).enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if m.Visibility(t.Path) == Private {
 		return m.renewPrivate(ctx, t)
 	}

@@ -73,6 +73,7 @@ type Mirror struct {
 	answers   *answers // what may change: lists, queries, what is not there
 	incidents *incidents
 
+	queue   queue // cold work takes turns
 	flights singleflight.Group
 	ctx     context.Context // ends with Close; flights outlive their callers
 	stop    context.CancelCauseFunc
@@ -109,6 +110,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 		cfg: cfg, log: o.Logger, now: o.Now, list: list,
 		routes: newRoutes(cfg), codeHosts: map[string]int64{}, databases: map[string]*sumdb.Database{},
 		hot: newHot(cfg.MemoryBytes), answers: newAnswers(cfg.MemoryBytes / 4),
+		queue: newQueue(cfg.MaxFetches, cfg.MaxWaiting, o.Registerer),
 	}
 	if err := m.openUpstreams(o); err != nil {
 		return nil, err

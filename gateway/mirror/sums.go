@@ -91,8 +91,18 @@ func (m *Mirror) sumdbBody(ctx context.Context, db *sumdb.Database, t Target, on
 		m.metrics.cache.WithLabelValues("disk", "miss").Inc()
 		return nil, "", notThere(t)
 	}
-	v, err := m.flight(ctx, t, func(ctx context.Context) (any, error) { return readSumdb(ctx, db, t, false) })
+	v, err := m.flight(ctx, t, func(ctx context.Context) (any, error) {
+		leave, err := m.laneOf(t).enter(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		return readSumdb(ctx, db, t, false)
+	})
 	switch {
+	case errors.Is(err, ErrBusy):
+		m.metrics.cache.WithLabelValues("upstream", "error").Inc()
+		return nil, "", err
 	case err == nil:
 		m.metrics.cache.WithLabelValues("upstream", "hit").Inc()
 		return v.([]byte), "upstream", nil

@@ -230,6 +230,9 @@ type tiles struct {
 	d    *Database
 	ctx  context.Context // the interface has no room for it
 	read []readTile
+
+	offer *Offer // asked first, where there is one
+	only  bool   // nobody else is asked
 }
 
 type readTile struct {
@@ -242,10 +245,7 @@ func (r *tiles) Height() int { return 8 }
 func (r *tiles) ReadTiles(want []tlog.Tile) ([][]byte, error) {
 	var list [][]byte
 	for _, t := range want {
-		b, err := r.d.stored(t)
-		if err != nil {
-			b, err = r.remote(t)
-		}
+		b, err := r.tile(t)
 		if err != nil {
 			return nil, err
 		}
@@ -253,6 +253,19 @@ func (r *tiles) ReadTiles(want []tlog.Tile) ([][]byte, error) {
 		r.read = append(r.read, readTile{t, b})
 	}
 	return list, nil
+}
+
+func (r *tiles) tile(t tlog.Tile) ([]byte, error) {
+	if r.offer != nil {
+		if b, err := r.offer.tile(r.ctx, t); !errors.Is(err, fs.ErrNotExist) {
+			return b, err
+		}
+	}
+	b, err := r.d.stored(t)
+	if err == nil || r.only {
+		return b, err
+	}
+	return r.remote(t)
 }
 
 // remote asks for a tile, or for the full one if the partial one is gone.
@@ -272,6 +285,9 @@ func (r *tiles) remote(t tlog.Tile) ([]byte, error) {
 
 // SaveTiles is called with tiles that the tree vouches for.
 func (r *tiles) SaveTiles(list []tlog.Tile, data [][]byte) {
+	if r.offer != nil && !r.offer.keep {
+		return
+	}
 	for i, t := range list {
 		if _, err := r.d.stored(t); err != nil {
 			// What is not kept is asked for again.

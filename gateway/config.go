@@ -29,6 +29,8 @@ type Config struct {
 	DrainWait time.Duration `yaml:"drain_wait"`
 	// TLS names the certificate of the public listener.
 	TLS TLS `yaml:"tls"`
+	// Hooks lets Git servers announce pushes, so that new versions are seen at once.
+	Hooks Hooks `yaml:"hooks"`
 
 	// State is the folder for the gateway's socket and its own certificates; not a key of the file.
 	State string `yaml:"-"`

@@ -103,6 +103,11 @@ func (s *Server) front(api http.Handler) http.Handler {
 		w.Header().Set("Allow", "POST")
 		s.refuse(w, r, errMethod)
 	})
+	mux.HandleFunc("POST /-/hooks/git", s.hook)
+	mux.HandleFunc("/-/hooks/git", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", "POST")
+		s.refuse(w, r, errMethod)
+	})
 	mux.Handle("/-/api/v1/", api)
 	mux.HandleFunc("/index", s.index)
 	mux.HandleFunc("/", s.module)

@@ -89,6 +89,7 @@ func (c *config) files() []namedFile {
 	files := []namedFile{
 		{"gateway.tls.cert", &c.Gateway.TLS.Cert, true},
 		{"gateway.tls.key", &c.Gateway.TLS.Key, true},
+		{"gateway.hooks.secret_file", &c.Gateway.Hooks.SecretFile, true},
 		{"identity.database", &c.Identity.Database, false},
 		{"identity.pepper_file", &c.Identity.PepperFile, true},
 		{"policy.path", &c.Policy.Path, true},

@@ -280,7 +280,7 @@ func (m *Mirror) answer(ctx context.Context, t Target) (a *answer, tier string, 
 	}
 	work := func(ctx context.Context) (any, error) { return m.renew(ctx, t) }
 	if a != nil {
-		age := m.age(a)
+		age := m.freshness(t, a)
 		switch {
 		case a.missing && age < missingTTL(t):
 			m.metrics.cache.WithLabelValues(tier, "miss").Inc()

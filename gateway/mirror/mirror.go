@@ -66,6 +66,7 @@ type Mirror struct {
 	sumdbNames []string
 	routes     routes
 	git        *gitSource // nil where no private route has hosts
+	pushes     pushes
 	codeHosts  map[string]int64
 	metrics    *metrics
 

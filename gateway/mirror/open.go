@@ -121,7 +121,7 @@ func (m *Mirror) mayAsk(ctx context.Context, t Target) error {
 	if isCachedOnly(ctx) || m.island(t.Path) || m.underCodeHost(t.Path) {
 		return notThere(t)
 	}
-	if a := m.answers.get(t); a != nil && a.missing && m.age(a) < ttlMissing {
+	if a := m.answers.get(t); a != nil && a.missing && m.freshness(t, a) < ttlMissing {
 		return notThere(t)
 	}
 	if (t.Kind == Mod || t.Kind == Zip) && m.incidents.has(t.module()) {

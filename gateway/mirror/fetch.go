@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -29,7 +28,11 @@ func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
 	if f, err := m.stored(t); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
-	var err error
+	leave, err := m.laneOf(t).enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	switch private := m.Visibility(t.Path) == Private; {
 	case private:
 		err = m.fetchPrivate(ctx, t)
@@ -221,36 +224,6 @@ func zipMod(file string, v module.Version) (string, error) {
 		}
 	}
 	return hash, nil
-}
-
-// maxDirectory is the longest list of files in a zip, in bytes, that is read
-// into memory: a zip of 500 MiB could hold millions of empty ones.
-const maxDirectory = 24 << 20
-
-// checkDirectory finds the end record of a zip and the size that it gives its directory.
-func checkDirectory(file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	tail := make([]byte, min(info.Size(), 64<<10+22))
-	if _, err := f.ReadAt(tail, info.Size()-int64(len(tail))); err != nil {
-		return err
-	}
-	i := strings.LastIndex(string(tail), "PK\x05\x06")
-	if i < 0 || len(tail)-i < 22 {
-		return zip.ErrFormat
-	}
-	// The count saturates in a zip64, which no module zip needs to be.
-	if size := uint32(tail[i+12]) | uint32(tail[i+13])<<8 | uint32(tail[i+14])<<16 | uint32(tail[i+15])<<24; size > maxDirectory {
-		return fmt.Errorf("its list of files has %d bytes, more than %d", size, maxDirectory)
-	}
-	return nil
 }
 
 // sums are what the checksum database vouches for; empty where a path is exempt.

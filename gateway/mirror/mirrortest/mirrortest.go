@@ -85,6 +85,19 @@ func Start(tb testing.TB, archives ...string) *Server { return start(tb, false, 
 // StartTLS serves New on a loopback port over https until the test ends.
 func StartTLS(tb testing.TB, archives ...string) *Server { return start(tb, true, archives) }
 
+// Listen serves s on another loopback port over https and HTTP/1.1 until the
+// test ends: faults are the same there.
+func (s *Server) Listen(tb testing.TB) *httptest.Server {
+	tb.Helper()
+	l := httptest.NewTLSServer(s)
+	tb.Cleanup(func() {
+		s.Clear()
+		l.CloseClientConnections()
+		l.Close()
+	})
+	return l
+}
+
 func start(tb testing.TB, secure bool, archives []string) *Server {
 	tb.Helper()
 	s, err := New("", archives...)

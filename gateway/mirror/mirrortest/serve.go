@@ -2,8 +2,10 @@ package mirrortest
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -27,10 +29,16 @@ type Fault struct {
 	Body []byte
 	// Huge is the number of zero bytes sent instead of the true body, without a length.
 	Huge int64
-	// Delay passes before the first byte, Pause before each further kilobyte.
+	// Delay passes before the first byte, Pause before each further Step bytes; Step 0 is 1024.
 	Delay, Pause time.Duration
-	// Cut is after how many bytes the connection breaks; the length was announced.
-	Cut int64
+	Step         int
+	// Cut is after how many bytes the connection breaks; the length was
+	// announced. Over HTTP/2 the stream is reset, over HTTP/1 the connection is
+	// closed, or with Reset cut off by the kernel.
+	Cut   int64
+	Reset bool
+	// Raw is written to the connection in place of any answer, over HTTP/1 alone.
+	Raw []byte
 	// Flip turns one bit in the middle of the body.
 	Flip bool
 	// Hang answers nothing until the client gives up.
@@ -106,6 +114,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header()[k] = v
 	}
 	switch {
+	case f.Raw != nil:
+		f.raw(w)
 	case f.Redirect == "self":
 		http.Redirect(w, r, r.URL.Path, http.StatusFound)
 	case f.Redirect != "":
@@ -274,6 +284,32 @@ func (s *Server) list(esc string) ([]byte, bool) {
 	return b.Bytes(), known
 }
 
+// raw takes the connection from net/http and closes it after f.Raw.
+func (f *armed) raw(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err) // the server speaks HTTP/2: a mistake in the test
+	}
+	defer conn.Close()
+	_, _ = conn.Write(f.Raw) // the client may have had enough
+}
+
+// abort breaks the connection off.
+func (f *armed) abort(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).Flush()
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if !f.Reset || err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok { // of TLS
+		conn = t.NetConn()
+	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0) // RST in place of FIN
+	}
+	_ = conn.Close()
+}
+
 // send writes a body, broken as the fault says.
 func (f *armed) send(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	w.Header().Set("Content-Length", fmt.Sprint(len(body)))
@@ -284,16 +320,15 @@ func (f *armed) send(w http.ResponseWriter, r *http.Request, status int, body []
 	w.WriteHeader(status)
 	if f.Cut > 0 && f.Cut < int64(len(body)) {
 		_, _ = w.Write(body[:f.Cut]) // the cut is the point
-		if fl, ok := w.(http.Flusher); ok {
-			fl.Flush()
-		}
-		panic(http.ErrAbortHandler)
+		f.abort(w)
+		return
 	}
-	for f.Pause > 0 && len(body) > 1024 {
-		if _, err := w.Write(body[:1024]); err != nil {
+	step := cmp.Or(f.Step, 1024)
+	for f.Pause > 0 && len(body) > step {
+		if _, err := w.Write(body[:step]); err != nil {
 			return
 		}
-		body = body[1024:]
+		body = body[step:]
 		_ = http.NewResponseController(w).Flush()
 		select {
 		case <-time.After(f.Pause):

@@ -24,7 +24,8 @@ var imports = map[string][]string{
 	"policies":                   {},
 	"policy":                     {},
 	"gateway":                    {"audit", "gateway/mirror", "identity", "policy"},
-	"gateway/mirror":             {"gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream", "gateway/mirror/vcs"},
+	"gateway/mirror":             {"gateway/mirror/licence", "gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream", "gateway/mirror/vcs"},
+	"gateway/mirror/licence":     {},
 	"gateway/mirror/mirrortest":  {},
 	"gateway/mirror/store":       {},
 	"gateway/mirror/sumdb":       {},
@@ -37,14 +38,15 @@ var imports = map[string][]string{
 
 // soleUsers names the folders that alone may import a library.
 var soleUsers = map[string][]string{
-	"github.com/open-policy-agent/opa":   {"policy", "policies"},
-	"github.com/golang-jwt/jwt":          {"identity"},
-	"github.com/coreos/go-oidc":          {"identity"},
-	"github.com/zitadel/oidc":            {"gateway/mirror/mirrortest", "identity/identitytest"},
-	"github.com/pressly/goose":           {"identity", "gateway/mirror"},
-	"github.com/spf13/cobra":             {"cmd/headgate"},
-	"github.com/failsafe-go/failsafe-go": {"gateway/mirror/upstream"},
-	"modernc.org/sqlite":                 {"cmd/headgate", "identity/identitytest"},
+	"github.com/open-policy-agent/opa":    {"policy", "policies"},
+	"github.com/golang-jwt/jwt":           {"identity"},
+	"github.com/coreos/go-oidc":           {"identity"},
+	"github.com/zitadel/oidc":             {"gateway/mirror/mirrortest", "identity/identitytest"},
+	"github.com/pressly/goose":            {"identity", "gateway/mirror"},
+	"github.com/spf13/cobra":              {"cmd/headgate"},
+	"github.com/google/licenseclassifier": {"gateway/mirror/licence"},
+	"github.com/failsafe-go/failsafe-go":  {"gateway/mirror/upstream"},
+	"modernc.org/sqlite":                  {"cmd/headgate", "identity/identitytest"},
 }
 
 func TestImportTable(t *testing.T) {

@@ -60,12 +60,12 @@ func (m *Mirror) Facts(ctx context.Context, path, version string) Facts {
 		return f
 	}
 	t := Target{Path: path, Version: version, Kind: Info}
-	if b, err := m.storeOf(path).Read(t.upstreamPath(), maxInfo); err == nil {
+	if b, err := m.storeOf(path).Read(ctx, t.upstreamPath(), maxInfo); err == nil {
 		f.Published = published(b)
 	}
 	f.Sumdb = m.sumState(t.module(), func() bool {
 		for _, k := range []Kind{Mod, Zip} {
-			if _, err := m.storeOf(path).Stat(Target{Path: path, Version: version, Kind: k}.upstreamPath()); err == nil {
+			if _, err := m.storeOf(path).Stat(ctx, Target{Path: path, Version: version, Kind: k}.upstreamPath()); err == nil {
 				return true
 			}
 		}
@@ -194,14 +194,14 @@ type incidents struct {
 	known map[module.Version]bool
 }
 
-func openIncidents(s *store.Store) (*incidents, error) {
+func openIncidents(ctx context.Context, s *store.Store) (*incidents, error) {
 	i := &incidents{store: s, known: map[module.Version]bool{}}
-	names, err := s.Names(incidentDir)
+	names, err := s.Names(ctx, incidentDir)
 	if err != nil {
 		return nil, fmt.Errorf("reading incidents: %w", err)
 	}
 	for _, n := range names {
-		b, err := s.Read(path.Join(incidentDir, n), 64<<10)
+		b, err := s.Read(ctx, path.Join(incidentDir, n), 64<<10)
 		if err != nil {
 			return nil, fmt.Errorf("reading incidents: %w", err)
 		}
@@ -220,12 +220,12 @@ func (i *incidents) has(v module.Version) bool {
 }
 
 // open records an incident, in memory first: the version is suspect even if the disk is full.
-func (i *incidents) open(v module.Version, text string) error {
+func (i *incidents) open(ctx context.Context, v module.Version, text string) error {
 	i.mu.Lock()
 	i.known[v] = true
 	i.mu.Unlock()
 	name := path.Join(incidentDir, strings.NewReplacer("/", "+").Replace(v.Path)+"@"+v.Version)
-	return i.store.Replace(name, []byte(v.String()+"\n"+text+"\n"))
+	return i.store.Replace(ctx, name, []byte(v.String()+"\n"+text+"\n"))
 }
 
 // incident records bytes that do not match, and returns the error.
@@ -238,7 +238,7 @@ func (m *Mirror) incident(e *IncidentError) error {
 		return e
 	}
 	m.metrics.sumdb.WithLabelValues("mismatch").Inc()
-	err := m.incidents.open(e.Module, e.Error())
+	err := m.incidents.open(m.ctx, e.Module, e.Error())
 	m.changed(e.Module)
 	return errors.Join(e, err)
 }

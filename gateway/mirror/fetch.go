@@ -25,7 +25,7 @@ import (
 // fetch brings one file in: fetched, verified, on disk, in this order.
 func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
 	// Another flight may have ended between the caller's look and this one.
-	if f, err := m.stored(t); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if f, err := m.stored(ctx, t); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
 	leave, err := m.laneOf(t).enter(ctx)
@@ -54,7 +54,7 @@ func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
 		return nil, fmt.Errorf("taking in %s of %s: %w", t.Kind, t.module(), err)
 	}
 	m.changed(t.module())
-	f, err := m.stored(t)
+	f, err := m.stored(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +74,10 @@ func (m *Mirror) fetchInfo(ctx context.Context, t Target) error {
 	if err != nil {
 		return err
 	}
-	if err := m.public.Publish(t.upstreamPath(), b); err != nil {
+	if err := m.public.Publish(ctx, t.upstreamPath(), b); err != nil {
 		return err
 	}
-	return m.rewriteList(t.Path)
+	return m.rewriteList(ctx, t.Path)
 }
 
 // checkInfo reads an .info's version, which must be one of the path.
@@ -111,7 +111,7 @@ func (m *Mirror) fetchMod(ctx context.Context, t Target) error {
 	if want.mod != "" && got != want.mod {
 		return m.incident(&IncidentError{Kind: "sumdb", Module: t.module(), File: "mod", Want: want.mod, Got: got})
 	}
-	return m.public.Publish(t.upstreamPath(), b)
+	return m.public.Publish(ctx, t.upstreamPath(), b)
 }
 
 // checkMod wants what the go command can read, with a module line; its path
@@ -139,32 +139,32 @@ func (m *Mirror) fetchZip(ctx context.Context, t Target) error {
 	if err != nil {
 		return err
 	}
-	h1, err := m.checkZip(d, t.module(), want)
+	h1, err := m.checkZip(ctx, d, t.module(), want)
 	if err != nil {
 		return err
 	}
-	return m.publishZip(d, t, h1)
+	return m.publishZip(ctx, d, t, h1)
 }
 
 // publishZip puts the hashes beside the zip before the zip: who sees it finds
 // them. Where another process was faster, they are made those of its zip.
-func (m *Mirror) publishZip(d *store.Draft, t Target, h1 string) error {
+func (m *Mirror) publishZip(ctx context.Context, d *store.Draft, t Target, h1 string) error {
 	name, s := t.upstreamPath(), m.storeOf(t.Path)
-	err := s.Keep(strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
+	err := s.Keep(ctx, strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
 	if err == nil {
-		err = s.Keep(name+".sha256", []byte(d.SHA256()))
+		err = s.Keep(ctx, name+".sha256", []byte(d.SHA256()))
 	}
 	if err == nil {
-		err = d.Publish(name)
+		err = d.Publish(ctx, name)
 	}
 	if c, ok := errors.AsType[*store.ConflictError](err); ok {
-		return errors.Join(err, s.Keep(name+".sha256", []byte(c.Stored)))
+		return errors.Join(err, s.Keep(ctx, name+".sha256", []byte(c.Stored)))
 	}
 	return err
 }
 
 // checkZip holds a zip against the rules of module zips and its hashes.
-func (m *Mirror) checkZip(d *store.Draft, v module.Version, want sums) (string, error) {
+func (m *Mirror) checkZip(ctx context.Context, d *store.Draft, v module.Version, want sums) (string, error) {
 	garbage := func(err error) (string, error) {
 		return "", fmt.Errorf("%w: zip is not one of %s: %w", ErrUpstream, v, err)
 	}
@@ -184,7 +184,7 @@ func (m *Mirror) checkZip(d *store.Draft, v module.Version, want sums) (string, 
 		return garbage(err)
 	}
 	if want.zip == "" {
-		if want, err = m.recorded(v); err != nil {
+		if want, err = m.recorded(ctx, v); err != nil {
 			return "", err
 		}
 	}
@@ -192,7 +192,7 @@ func (m *Mirror) checkZip(d *store.Draft, v module.Version, want sums) (string, 
 		return "", m.incident(&IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: want.zip, Got: h1})
 	}
 	if want.mod == "" { // exempt or private: a stored .mod is all there is to hold it against
-		if b, err := m.storeOf(v.Path).Read(fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
+		if b, err := m.storeOf(v.Path).Read(ctx, fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
 			if want.mod, err = hashMod(b); err != nil {
 				return "", err
 			}

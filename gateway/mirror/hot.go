@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"io"
 	"math"
-	"os"
 	"sync"
 	"time"
 
@@ -103,7 +102,7 @@ func (h *hot) remove(t Target) {
 }
 
 // zipFile is a File over a stored zip.
-func zipFile(template *File, f *os.File, tier string) *File {
+func zipFile(template *File, f io.ReadSeekCloser, tier string) *File {
 	z := *template
 	z.ReadSeekCloser = f
 	z.Cache = tier

@@ -29,7 +29,7 @@ const (
 	ttlStale     = 24 * time.Hour   // if the upstream is in trouble
 	ttlMissing   = time.Minute      // a version or query that is not there
 	ttlNoModule  = 10 * time.Minute // a path that is no module
-	knownFolder  = ".lists"         // last known lists, with the time of asking as mtime
+	knownFolder  = ".lists"         // last known lists, below a line with the time of asking
 	answerFactor = 128              // what an answer costs beside its body
 )
 
@@ -106,7 +106,7 @@ func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, er
 		return nil, err
 	}
 	if isCachedOnly(ctx) || m.island(modulePath) {
-		body, err := m.storedList(modulePath)
+		body, err := m.storedList(ctx, modulePath)
 		if err == nil && len(body) == 0 {
 			err = notThere(t)
 		}
@@ -147,7 +147,7 @@ func (m *Mirror) listed(ctx context.Context, modulePath string, a *answer) *Vers
 func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Versions {
 	stored := map[string]bool{}
 	if esc, err := module.EscapePath(modulePath); err == nil {
-		names, err := m.storeOf(modulePath).Names(esc + "/@v")
+		names, err := m.storeOf(modulePath).Names(ctx, esc + "/@v")
 		if err != nil {
 			m.log.LogAttrs(m.ctx, slog.LevelWarn, "folder not read", slog.String("module", modulePath), slog.Any("err", err))
 		}
@@ -159,7 +159,7 @@ func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Ve
 	known := m.recall(ctx, modulePath, "")
 	for line := range strings.Lines(string(body)) {
 		version := strings.TrimSuffix(line, "\n")
-		f := m.listedFacts(module.Version{Path: modulePath, Version: version}, stored)
+		f := m.listedFacts(ctx, module.Version{Path: modulePath, Version: version}, stored)
 		known.tell(version, &f)
 		v.Releases = append(v.Releases, Release{version, f})
 	}
@@ -170,7 +170,7 @@ func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Ve
 	return v
 }
 
-func (m *Mirror) listedFacts(v module.Version, stored map[string]bool) Facts {
+func (m *Mirror) listedFacts(ctx context.Context, v module.Version, stored map[string]bool) Facts {
 	f := named(v.Version)
 	esc, err := module.EscapeVersion(v.Version)
 	if err != nil {
@@ -178,7 +178,7 @@ func (m *Mirror) listedFacts(v module.Version, stored map[string]bool) Facts {
 	}
 	f.Sumdb = m.sumState(v, func() bool { return stored[esc+".mod"] || stored[esc+".zip"] })
 	if stored[esc+".info"] {
-		if b, err := m.storeOf(v.Path).Read(fileTarget(v, Info).upstreamPath(), maxInfo); err == nil {
+		if b, err := m.storeOf(v.Path).Read(ctx, fileTarget(v, Info).upstreamPath(), maxInfo); err == nil {
 			f.Published = published(b)
 		}
 	}
@@ -252,7 +252,7 @@ func (m *Mirror) storedAnswer(ctx context.Context, t Target) (*File, error) {
 	if t.Kind != Latest {
 		return nil, notThere(t)
 	}
-	body, err := m.storedList(t.Path)
+	body, err := m.storedList(ctx, t.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +274,7 @@ func (m *Mirror) answer(ctx context.Context, t Target) (a *answer, tier string, 
 		return nil, "", false, notThere(t)
 	}
 	if a, tier = m.answers.get(t), "memory"; a == nil {
-		if a, tier = m.lastKnown(t), "disk"; a != nil {
+		if a, tier = m.lastKnown(ctx, t), "disk"; a != nil {
 			m.answers.put(t, a)
 		}
 	}
@@ -337,7 +337,7 @@ func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
 	}
 	body, err := m.up.Get(ctx, t.upstreamPath(), limit, check)
 	if errors.Is(err, upstream.ErrNotFound) {
-		return m.gone(t)
+		return m.gone(ctx, t)
 	}
 	if err != nil {
 		return nil, err
@@ -360,16 +360,16 @@ func (m *Mirror) renewed(ctx context.Context, t Target, body []byte) *answer {
 	if t.Kind == Query {
 		return a
 	}
-	if err := m.remember(t, a); err != nil {
+	if err := m.remember(ctx, t, a); err != nil {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "answer not kept on disk", slog.String("target", t.String()), slog.Any("err", err))
 	}
 	return a
 }
 
 // gone keeps that nothing is there; of a module with stored versions these stay listed.
-func (m *Mirror) gone(t Target) (*answer, error) {
+func (m *Mirror) gone(ctx context.Context, t Target) (*answer, error) {
 	if t.Kind == List {
-		body, err := m.storedList(t.Path)
+		body, err := m.storedList(ctx, t.Path)
 		if err != nil {
 			return nil, err
 		}
@@ -420,12 +420,12 @@ func joinVersions(versions []string) []byte {
 }
 
 // storedList lists versions whose .info is stored: those that a client can choose.
-func (m *Mirror) storedList(modulePath string) ([]byte, error) {
+func (m *Mirror) storedList(ctx context.Context, modulePath string) ([]byte, error) {
 	esc, err := module.EscapePath(modulePath)
 	if err != nil {
 		return nil, err
 	}
-	names, err := m.storeOf(modulePath).Names(esc + "/@v")
+	names, err := m.storeOf(modulePath).Names(ctx, esc + "/@v")
 	if err != nil {
 		return nil, fmt.Errorf("listing %s in the store: %w", modulePath, err)
 	}
@@ -441,36 +441,33 @@ func (m *Mirror) storedList(modulePath string) ([]byte, error) {
 }
 
 // rewriteList keeps @v/list true to the store, for who reads it as a file:// GOPROXY.
-func (m *Mirror) rewriteList(modulePath string) error {
-	body, err := m.storedList(modulePath)
+func (m *Mirror) rewriteList(ctx context.Context, modulePath string) error {
+	body, err := m.storedList(ctx, modulePath)
 	if err != nil {
 		return err
 	}
-	return m.storeOf(modulePath).Keep(Target{Path: modulePath, Kind: List}.upstreamPath(), body)
+	return m.storeOf(modulePath).Keep(ctx, Target{Path: modulePath, Kind: List}.upstreamPath(), body)
 }
 
 // remember keeps a list or @latest for times of trouble, restarts included.
-func (m *Mirror) remember(t Target, a *answer) error {
-	name := path.Join(knownFolder, t.upstreamPath())
-	if err := m.storeOf(t.Path).Replace(name, a.body); err != nil {
-		return err
-	}
-	return m.storeOf(t.Path).SetTime(name, a.at)
+func (m *Mirror) remember(ctx context.Context, t Target, a *answer) error {
+	body := append(a.at.UTC().AppendFormat(nil, time.RFC3339Nano), '\n')
+	return m.storeOf(t.Path).Replace(ctx, path.Join(knownFolder, t.upstreamPath()), append(body, a.body...))
 }
 
 // lastKnown is what remember kept, or nil.
-func (m *Mirror) lastKnown(t Target) *answer {
+func (m *Mirror) lastKnown(ctx context.Context, t Target) *answer {
 	if t.Kind == Query {
 		return nil
 	}
-	name := path.Join(knownFolder, t.upstreamPath())
-	info, err := m.storeOf(t.Path).Stat(name)
+	b, err := m.storeOf(t.Path).Read(ctx, path.Join(knownFolder, t.upstreamPath()), maxList+64)
 	if err != nil {
 		return nil
 	}
-	body, err := m.storeOf(t.Path).Read(name, maxList)
+	line, body, _ := bytes.Cut(b, []byte("\n"))
+	at, err := time.Parse(time.RFC3339Nano, string(line))
 	if err != nil {
-		return nil
+		return nil // none of ours: asked for again
 	}
-	return &answer{at: info.ModTime(), body: body}
+	return &answer{at: at, body: body}
 }

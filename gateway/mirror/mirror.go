@@ -120,7 +120,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 		m.codeHosts[h.Host] = h.Elements
 	}
 	m.ctx, m.stop = context.WithCancelCause(context.Background())
-	if err := m.openStores(); err != nil {
+	if err := m.openStores(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.metrics = newMetrics(o.Registerer, m.public, m.private)
@@ -135,15 +135,15 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 }
 
 // openStores opens both roots and what is kept in the public one.
-func (m *Mirror) openStores() error {
+func (m *Mirror) openStores(ctx context.Context) error {
 	var err error
-	if m.public, err = store.Open(filepath.Join(m.cfg.Store, "public")); err != nil {
+	if m.public, err = store.Open(ctx, filepath.Join(m.cfg.Store, "public"), store.Options{}); err != nil {
 		return err
 	}
-	if m.private, err = store.Open(filepath.Join(m.cfg.Store, "private")); err != nil {
+	if m.private, err = store.Open(ctx, filepath.Join(m.cfg.Store, "private"), store.Options{}); err != nil {
 		return err
 	}
-	if m.incidents, err = openIncidents(m.public); err != nil {
+	if m.incidents, err = openIncidents(ctx, m.public); err != nil {
 		return err
 	}
 	for _, key := range m.cfg.Sumdb {
@@ -151,7 +151,7 @@ func (m *Mirror) openStores() error {
 		if err != nil {
 			return err
 		}
-		d, err := sumdb.Open(sumdb.Options{Key: key, Fetch: m.fetchSumdb(name), Store: m.public, Logger: m.log})
+		d, err := sumdb.Open(ctx, sumdb.Options{Key: key, Fetch: m.fetchSumdb(name), Store: m.public, Logger: m.log})
 		if err != nil {
 			return err
 		}
@@ -236,7 +236,7 @@ func (m *Mirror) Close() error {
 // scan adds up what the stores hold, for the metric.
 func (m *Mirror) scan() {
 	for _, s := range []*store.Store{m.public, m.private} {
-		if err := s.Scan(m.ctx.Done()); err != nil {
+		if err := s.Scan(m.ctx); err != nil && m.ctx.Err() == nil {
 			m.log.LogAttrs(m.ctx, slog.LevelWarn, "store not measured", slog.Any("err", err))
 		}
 	}

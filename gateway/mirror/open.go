@@ -50,12 +50,12 @@ func (m *Mirror) Open(ctx context.Context, t Target) (*File, error) {
 func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 	if f := m.hot.get(t); f != nil {
 		m.metrics.cache.WithLabelValues("memory", "hit").Inc()
-		return m.opened(t, f, "memory")
+		return m.opened(ctx, t, f, "memory")
 	}
 	if err := m.route(t.Path); err != nil {
 		return nil, err
 	}
-	f, err := m.stored(t)
+	f, err := m.stored(ctx, t)
 	if err == nil {
 		m.metrics.cache.WithLabelValues("disk", "hit").Inc()
 		if !f.Facts.indexed { // stored before there was an index, or just before the power went
@@ -90,7 +90,7 @@ func (m *Mirror) aged(ctx context.Context, t Target, f *File, tier string) (*Fil
 		f = &fresh
 		m.hot.put(t, f)
 	}
-	return m.opened(t, f, tier)
+	return m.opened(ctx, t, f, tier)
 }
 
 func resultOf(err error) string {
@@ -101,11 +101,11 @@ func resultOf(err error) string {
 }
 
 // opened gives a template a reader.
-func (m *Mirror) opened(t Target, f *File, tier string) (*File, error) {
+func (m *Mirror) opened(ctx context.Context, t Target, f *File, tier string) (*File, error) {
 	if f.Body != nil {
 		return open(f, tier), nil
 	}
-	z, err := m.storeOf(t.Path).Open(t.upstreamPath())
+	z, err := m.storeOf(t.Path).Open(ctx, t.upstreamPath())
 	if err != nil {
 		m.hot.remove(t)
 		return nil, fmt.Errorf("opening %s: %w", t, err)
@@ -131,18 +131,18 @@ func (m *Mirror) mayAsk(ctx context.Context, t Target) error {
 }
 
 // stored makes a template of a stored file; fs.ErrNotExist if there is none.
-func (m *Mirror) stored(t Target) (*File, error) {
+func (m *Mirror) stored(ctx context.Context, t Target) (*File, error) {
 	s, name := m.storeOf(t.Path), t.upstreamPath()
-	info, err := s.Stat(name)
+	info, err := s.Stat(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	f := &File{Size: info.Size(), ModTime: info.ModTime(), ContentType: contentTypes[t.Kind], Version: t.Version}
-	f.Facts = m.Facts(m.ctx, t.Path, t.Version)
+	f := &File{Size: info.Size, ModTime: info.ModTime, ContentType: contentTypes[t.Kind], Version: t.Version}
+	f.Facts = m.Facts(ctx, t.Path, t.Version)
 	if t.Kind == Zip {
-		return f, zipHashes(s, f, name)
+		return f, zipHashes(ctx, s, f, name)
 	}
-	if f.Body, err = s.Read(name, maxMod); err != nil {
+	if f.Body, err = s.Read(ctx, name, maxMod); err != nil {
 		return nil, err
 	}
 	return f, finish(f, t.Kind)
@@ -163,20 +163,20 @@ func finish(f *File, k Kind) error {
 
 // zipHashes reads what is kept beside a zip. Where it is missing (an imported
 // store) or cut (a power cut) the SHA-256 is computed again.
-func zipHashes(s *store.Store, f *File, name string) error {
+func zipHashes(ctx context.Context, s *store.Store, f *File, name string) error {
 	base := strings.TrimSuffix(name, ".zip")
-	sum, err := s.Read(name+".sha256", 1024)
+	sum, err := s.Read(ctx, name+".sha256", 1024)
 	if _, bad := hex.DecodeString(string(sum)); err == nil && (bad != nil || len(sum) != 2*sha256.Size) || errors.Is(err, fs.ErrNotExist) {
 		var again string
-		if again, err = s.Sum(name); err == nil {
+		if again, err = s.Sum(ctx, name); err == nil {
 			sum = []byte(again)
-			err = s.Keep(name+".sha256", sum)
+			err = s.Keep(ctx, name+".sha256", sum)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("reading hashes of %s: %w", name, err)
 	}
-	h1, err := s.Read(base+".ziphash", 1024)
+	h1, err := s.Read(ctx, base+".ziphash", 1024)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("reading hashes of %s: %w", name, err)
 	}

@@ -113,11 +113,11 @@ func (m *Mirror) ownSums(ctx context.Context, v module.Version) (zipHash, modHas
 // recorded are the hashes that our own database has of a private version: bytes
 // that come in again, as after a deletion, must be the same. Without a record
 // they are empty.
-func (m *Mirror) recorded(v module.Version) (sums, error) {
+func (m *Mirror) recorded(ctx context.Context, v module.Version) (sums, error) {
 	if m.own == nil || m.Visibility(v.Path) != Private {
 		return sums{}, nil
 	}
-	zipHash, modHash, err := m.own.Sums(m.ctx, v)
+	zipHash, modHash, err := m.own.Sums(ctx, v)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return sums{}, err
 	}
@@ -128,7 +128,7 @@ func (m *Mirror) recorded(v module.Version) (sums, error) {
 func (m *Mirror) storedSums(ctx context.Context, v module.Version) (zipHash, modHash string, err error) {
 	for _, k := range []Kind{Zip, Mod} {
 		t := fileTarget(v, k)
-		if _, err := m.private.Stat(t.upstreamPath()); errors.Is(err, fs.ErrNotExist) {
+		if _, err := m.private.Stat(ctx, t.upstreamPath()); errors.Is(err, fs.ErrNotExist) {
 			f, err := m.openFile(ctx, t)
 			if err != nil {
 				return "", "", err
@@ -138,7 +138,7 @@ func (m *Mirror) storedSums(ctx context.Context, v module.Version) (zipHash, mod
 			}
 		}
 	}
-	mod, err := m.private.Read(fileTarget(v, Mod).upstreamPath(), maxMod)
+	mod, err := m.private.Read(ctx, fileTarget(v, Mod).upstreamPath(), maxMod)
 	if err != nil {
 		return "", "", fmt.Errorf("reading .mod of %s: %w", v, err)
 	}
@@ -146,16 +146,16 @@ func (m *Mirror) storedSums(ctx context.Context, v module.Version) (zipHash, mod
 		return "", "", err
 	}
 	// The bytes are hashed again: a record is for ever, the note beside the zip is not.
-	f, err := m.private.Open(fileTarget(v, Zip).upstreamPath())
+	f, err := m.private.Open(ctx, fileTarget(v, Zip).upstreamPath())
 	if err != nil {
 		return "", "", fmt.Errorf("reading zip of %s: %w", v, err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return "", "", fmt.Errorf("reading zip of %s: %w", v, err)
 	}
-	zipHash, err = hashZip(f, info.Size())
+	zipHash, err = hashZip(f, size)
 	if err != nil {
 		return "", "", fmt.Errorf("hashing zip of %s: %w", v, err)
 	}

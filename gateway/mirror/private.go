@@ -115,7 +115,7 @@ func (m *Mirror) look(ctx context.Context, path string) (map[Kind]*answer, error
 	if errors.Is(err, vcs.ErrNotFound) {
 		kept := map[Kind]*answer{}
 		for _, t := range []Target{list, latest} {
-			a, err := m.gone(t)
+			a, err := m.gone(ctx, t)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, err
 			}
@@ -140,7 +140,7 @@ func (m *Mirror) queryPrivate(ctx context.Context, t Target) (*answer, error) {
 	route, _ := m.git.route(t.Path)
 	rev, err := m.git.Stat(ctx, route, t.module())
 	if errors.Is(err, vcs.ErrNotFound) {
-		return m.gone(t)
+		return m.gone(ctx, t)
 	}
 	if err != nil {
 		return nil, gitError(err)
@@ -168,8 +168,8 @@ func (m *Mirror) fetchPrivate(ctx context.Context, t Target) error {
 }
 
 func (m *Mirror) takeRevision(ctx context.Context, v module.Version) error {
-	_, noInfo := m.private.Stat(fileTarget(v, Info).upstreamPath())
-	_, noMod := m.private.Stat(fileTarget(v, Mod).upstreamPath())
+	_, noInfo := m.private.Stat(ctx, fileTarget(v, Info).upstreamPath())
+	_, noMod := m.private.Stat(ctx, fileTarget(v, Mod).upstreamPath())
 	if noInfo == nil && noMod == nil {
 		return nil
 	}
@@ -178,11 +178,11 @@ func (m *Mirror) takeRevision(ctx context.Context, v module.Version) error {
 	if err != nil {
 		return gitError(err)
 	}
-	return m.keepRevision(v, rev)
+	return m.keepRevision(ctx, v, rev)
 }
 
 // keepRevision stores .mod and .info. Of an .info the first bytes stay, since it may say more later; another .mod is a conflict.
-func (m *Mirror) keepRevision(v module.Version, rev *vcs.Revision) error {
+func (m *Mirror) keepRevision(ctx context.Context, v module.Version, rev *vcs.Revision) error {
 	named, err := checkInfo(rev.Info, v.Path)
 	if err == nil && named != v.Version {
 		err = fmt.Errorf(".info names version %q", named)
@@ -193,17 +193,17 @@ func (m *Mirror) keepRevision(v module.Version, rev *vcs.Revision) error {
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrUpstream, v, err)
 	}
-	if err := m.private.Publish(fileTarget(v, Mod).upstreamPath(), rev.Mod); err != nil {
+	if err := m.private.Publish(ctx, fileTarget(v, Mod).upstreamPath(), rev.Mod); err != nil {
 		return err
 	}
 	info := fileTarget(v, Info).upstreamPath()
-	if _, err := m.private.Stat(info); err == nil {
+	if _, err := m.private.Stat(ctx, info); err == nil {
 		return nil
 	}
-	if err := m.private.Publish(info, rev.Info); err != nil {
+	if err := m.private.Publish(ctx, info, rev.Info); err != nil {
 		return err
 	}
-	return m.rewriteList(v.Path)
+	return m.rewriteList(ctx, v.Path)
 }
 
 // fetchPrivateZip takes a zip in by the rules of public ones, next to the .mod of the same commit.
@@ -211,7 +211,7 @@ func (m *Mirror) fetchPrivateZip(ctx context.Context, t Target) error {
 	if err := m.fetchPrivate(ctx, fileTarget(t.module(), Mod)); err != nil {
 		return err
 	}
-	if err := m.checkGo(t.module()); err != nil {
+	if err := m.checkGo(ctx, t.module()); err != nil {
 		return err
 	}
 	d, err := m.private.Draft()
@@ -224,20 +224,20 @@ func (m *Mirror) fetchPrivateZip(ctx context.Context, t Target) error {
 	if err != nil {
 		return gitError(err)
 	}
-	if err := m.keepRevision(t.module(), rev); err != nil { // the tag may have moved meanwhile
+	if err := m.keepRevision(ctx, t.module(), rev); err != nil { // the tag may have moved meanwhile
 		return err
 	}
-	h1, err := m.checkZip(d, t.module(), sums{})
+	h1, err := m.checkZip(ctx, d, t.module(), sums{})
 	if err != nil {
 		return err
 	}
-	return m.publishZip(d, t, h1)
+	return m.publishZip(ctx, d, t, h1)
 }
 
 // checkGo wants a go command that is not older than the go line of a stored
 // .mod: an older one refuses to make the zip, or would make another one.
-func (m *Mirror) checkGo(v module.Version) error {
-	b, err := m.private.Read(fileTarget(v, Mod).upstreamPath(), maxMod)
+func (m *Mirror) checkGo(ctx context.Context, v module.Version) error {
+	b, err := m.private.Read(ctx, fileTarget(v, Mod).upstreamPath(), maxMod)
 	if err != nil {
 		return err
 	}

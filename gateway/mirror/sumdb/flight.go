@@ -105,7 +105,7 @@ func (f *flight) ReadConfig(file string) ([]byte, error) {
 }
 
 func (f *flight) WriteConfig(_ string, old, head []byte) error {
-	err := f.d.swap(old, head)
+	err := f.d.swap(f.ctx, old, head)
 	if err != nil && !errors.Is(err, sumdb.ErrWriteConflict) { // our disk: the client would call it an answer that does not verify
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -118,7 +118,7 @@ func (f *flight) ReadCache(file string) ([]byte, error) {
 	if f.afresh {
 		return nil, fs.ErrNotExist
 	}
-	return f.d.store.Read("sumdb/"+file, maxLookup)
+	return f.d.store.Read(f.ctx, "sumdb/"+file, maxLookup)
 }
 
 // WriteCache is called with what was proved. What is not kept is asked for
@@ -127,7 +127,7 @@ func (f *flight) WriteCache(file string, data []byte) {
 	if strings.HasPrefix(file, f.d.name+"/lookup/") && !bytes.Contains(data, []byte("\n"+f.m.Path+" "+f.m.Version+" ")) {
 		return
 	}
-	if err := f.d.store.Keep("sumdb/"+file, data); err != nil {
+	if err := f.d.store.Keep(f.ctx, "sumdb/"+file, data); err != nil {
 		f.d.log.LogAttrs(f.ctx, slog.LevelWarn, "checksum file not kept",
 			slog.String("sumdb", f.d.name), slog.String("file", file), slog.Any("err", err))
 	}
@@ -137,10 +137,10 @@ func (f *flight) Log(msg string) {
 	f.d.log.LogAttrs(f.ctx, slog.LevelDebug, "checksum database client", slog.String("text", msg))
 }
 
-func (f *flight) SecurityError(msg string) { f.d.stop(msg) }
+func (f *flight) SecurityError(msg string) { f.d.stop(f.ctx, msg) }
 
 // swap is the compare-and-swap of the head, on disk before it counts.
-func (d *Database) swap(old, head []byte) error {
+func (d *Database) swap(ctx context.Context, old, head []byte) error {
 	tree, err := d.open(head)
 	if err != nil {
 		return err
@@ -150,24 +150,25 @@ func (d *Database) swap(old, head []byte) error {
 	if !bytes.Equal(d.head, old) {
 		return sumdb.ErrWriteConflict
 	}
-	if err := d.store.Replace(d.file("latest"), head); err != nil {
+	if err := d.store.Replace(ctx, d.file("latest"), head); err != nil {
 		return err
 	}
 	d.head, d.tree = head, tree
 	// The first head of each day dates every record below its size.
 	day := d.file("heads/" + time.Now().UTC().Format(time.DateOnly))
-	if _, err := d.store.Read(day, maxLookup); errors.Is(err, fs.ErrNotExist) {
-		return d.store.Replace(day, head)
+	if _, err := d.store.Read(ctx, day, maxLookup); errors.Is(err, fs.ErrNotExist) {
+		return d.store.Replace(ctx, day, head)
 	}
 	return nil
 }
 
 // stop ends the use of the database, across restarts.
-func (d *Database) stop(msg string) {
+func (d *Database) stop(ctx context.Context, msg string) {
+	ctx = context.WithoutCancel(ctx) // it holds though the question was given up
 	d.mu.Lock()
 	d.security = fmt.Errorf("%w: %s", ErrSecurity, msg)
 	d.mu.Unlock()
-	err := d.store.Replace(d.file("security-error"), []byte(msg+"\n"))
-	d.log.LogAttrs(context.Background(), slog.LevelError, "checksum database misbehaves; nothing it covers is taken in any more",
+	err := d.store.Replace(ctx, d.file("security-error"), []byte(msg+"\n"))
+	d.log.LogAttrs(ctx, slog.LevelError, "checksum database misbehaves; nothing it covers is taken in any more",
 		slog.String("sumdb", d.name), slog.String("text", msg), slog.Any("keeping_err", err))
 }

@@ -65,7 +65,7 @@ func (d *Database) Offered(ctx context.Context, o OfferOptions) (*Offer, error) 
 		if !o.Keep || tree.N <= mine.N {
 			return f, nil
 		}
-		if err := d.swap(head, o.Head); !errors.Is(err, sumdb.ErrWriteConflict) {
+		if err := d.swap(ctx, head, o.Head); !errors.Is(err, sumdb.ErrWriteConflict) {
 			return f, err
 		}
 	}
@@ -78,7 +78,7 @@ func (f *Offer) oneHistory(ctx context.Context, older, newer tlog.Tree) error {
 		return fmt.Errorf("%w: nothing here proves that heads of %d and %d records are of one history: %w", ErrInvalid, older.N, newer.N, trouble{err})
 	}
 	if h != older.Hash {
-		f.d.stop(fmt.Sprintf("two histories: a tree of %d records and one of %d contradict each other\n%s", older.N, newer.N, f.head))
+		f.d.stop(ctx, fmt.Sprintf("two histories: a tree of %d records and one of %d contradict each other\n%s", older.N, newer.N, f.head))
 		return f.d.Err()
 	}
 	return nil
@@ -115,7 +115,7 @@ func (f *Offer) Sums(ctx context.Context, m module.Version) (zip, mod string, er
 		return "", "", fmt.Errorf("%w: record of %s: %w", ErrInvalid, m, err)
 	}
 	// Under one head: a client that knows no other needs no proof between two.
-	return zip, mod, f.d.store.Keep(f.d.file(name), append(record, f.head...))
+	return zip, mod, f.d.store.Keep(ctx, f.d.file(name), append(record, f.head...))
 }
 
 // Tile proves one tile that is offered, and keeps it.
@@ -234,7 +234,7 @@ func (d *Database) Export(ctx context.Context, versions []module.Version, only b
 
 // exported proves the heads of earlier exports, and remembers this one.
 func (d *Database) exported(ctx context.Context, p *proof) error {
-	old, err := d.store.Read(d.file("exported"), maxData)
+	old, err := d.store.Read(ctx, d.file("exported"), maxData)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -253,7 +253,7 @@ func (d *Database) exported(ctx context.Context, p *proof) error {
 	if bytes.Contains(old, p.head) {
 		return nil
 	}
-	return d.store.Replace(d.file("exported"), append(append(old, p.head...), 0))
+	return d.store.Replace(ctx, d.file("exported"), append(append(old, p.head...), 0))
 }
 
 // Export is that of Database, for our own.

@@ -27,7 +27,7 @@ func (d *Database) Lookup(ctx context.Context, m module.Version, cachedOnly bool
 	if err != nil {
 		return nil, err
 	}
-	b, err := d.store.Read(d.file("lookup/"+p+"@"+v), maxLookup)
+	b, err := d.store.Read(ctx, d.file("lookup/"+p+"@"+v), maxLookup)
 	if _, _, _, bad := tlog.ParseRecord(b); err == nil && bad != nil {
 		err = fmt.Errorf("record of %s is cut: %w", m, fs.ErrNotExist)
 	}
@@ -45,7 +45,7 @@ func (d *Database) Lookup(ctx context.Context, m module.Version, cachedOnly bool
 		return nil, err
 	}
 	if f.lookup == nil { // another flight kept it between our two looks
-		return d.store.Read(d.file("lookup/"+p+"@"+v), maxLookup)
+		return d.store.Read(ctx, d.file("lookup/"+p+"@"+v), maxLookup)
 	}
 	return f.lookup, nil
 }
@@ -116,14 +116,14 @@ func (d *Database) merge(ctx context.Context, msg []byte) error {
 				return fmt.Errorf("%w: %w", ErrInvalid, err)
 			}
 			if h != older.Hash {
-				d.stop(fmt.Sprintf("two histories: a tree of %d records and one of %d contradict each other\n%s\n%s", mine.N, tree.N, head, msg))
+				d.stop(ctx, fmt.Sprintf("two histories: a tree of %d records and one of %d contradict each other\n%s\n%s", mine.N, tree.N, head, msg))
 				return d.Err()
 			}
 		}
 		if newer == mine {
 			return nil
 		}
-		if err := d.swap(head, msg); !errors.Is(err, sumdb.ErrWriteConflict) {
+		if err := d.swap(ctx, head, msg); !errors.Is(err, sumdb.ErrWriteConflict) {
 			return err
 		}
 	}
@@ -132,7 +132,7 @@ func (d *Database) merge(ctx context.Context, msg []byte) error {
 // Tile gives a tile of hashes, or of records where t.L is -1, proved against
 // the newest head. One beyond that head is fs.ErrNotExist.
 func (d *Database) Tile(ctx context.Context, t tlog.Tile, cachedOnly bool) ([]byte, error) {
-	if b, err := d.stored(t); err == nil || cachedOnly {
+	if b, err := d.stored(ctx, t); err == nil || cachedOnly {
 		return b, err
 	}
 	if err := d.Err(); err != nil {
@@ -168,14 +168,14 @@ func (d *Database) Tile(ctx context.Context, t tlog.Tile, cachedOnly bool) ([]by
 }
 
 // stored reads a kept tile, or cuts it from the full one; a cut one is as good as none.
-func (d *Database) stored(t tlog.Tile) ([]byte, error) {
-	b, err := d.store.Read(d.file(t.Path()), maxData)
+func (d *Database) stored(ctx context.Context, t tlog.Tile) ([]byte, error) {
+	b, err := d.store.Read(ctx, d.file(t.Path()), maxData)
 	if err == nil && (t.L < 0 && len(b) > 0 || len(b) == t.W*tlog.HashSize) {
 		return b, nil
 	}
 	full := t
 	full.W = 1 << t.H
-	if b, err = d.store.Read(d.file(full.Path()), maxTile); t.L >= 0 && err == nil && len(b) == maxTile {
+	if b, err = d.store.Read(ctx, d.file(full.Path()), maxTile); t.L >= 0 && err == nil && len(b) == maxTile {
 		return b[:t.W*tlog.HashSize], nil
 	}
 	return nil, fmt.Errorf("tile %s: %w", t.Path(), fs.ErrNotExist)
@@ -222,7 +222,7 @@ func (d *Database) data(ctx context.Context, t tlog.Tile, hashes []tlog.Hash) ([
 	if len(rest) > 0 {
 		return nil, fmt.Errorf("%s of %s is too long: %w", t.Path(), d.name, ErrInvalid)
 	}
-	return b, d.store.Keep(d.file(t.Path()), b)
+	return b, d.store.Keep(ctx, d.file(t.Path()), b)
 }
 
 // tiles is the tlog.TileReader of one question.
@@ -261,7 +261,7 @@ func (r *tiles) tile(t tlog.Tile) ([]byte, error) {
 			return b, err
 		}
 	}
-	b, err := r.d.stored(t)
+	b, err := r.d.stored(r.ctx, t)
 	if err == nil || r.only {
 		return b, err
 	}
@@ -289,9 +289,9 @@ func (r *tiles) SaveTiles(list []tlog.Tile, data [][]byte) {
 		return
 	}
 	for i, t := range list {
-		if _, err := r.d.stored(t); err != nil {
+		if _, err := r.d.stored(r.ctx, t); err != nil {
 			// What is not kept is asked for again.
-			_ = r.d.store.Keep(r.d.file(t.Path()), data[i])
+			_ = r.d.store.Keep(r.ctx, r.d.file(t.Path()), data[i])
 		}
 	}
 }

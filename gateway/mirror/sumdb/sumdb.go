@@ -51,9 +51,9 @@ const (
 // Store has files under names with slashes; store.Store is one. Keep may lose
 // a file, Replace may not.
 type Store interface {
-	Read(name string, maxBytes int64) ([]byte, error)
-	Keep(name string, b []byte) error
-	Replace(name string, b []byte) error
+	Read(ctx context.Context, name string, maxBytes int64) ([]byte, error)
+	Keep(ctx context.Context, name string, b []byte) error
+	Replace(ctx context.Context, name string, b []byte) error
 }
 
 // Fetch gets "/lookup/…", "/tile/…" or "/latest" of the database; a 404 must
@@ -115,7 +115,7 @@ func parseKey(key string) (note.Verifier, string, error) {
 }
 
 // Open makes a Database and reads the newest head that the store has. It asks nobody.
-func Open(o Options) (*Database, error) {
+func Open(ctx context.Context, o Options) (*Database, error) {
 	v, vkey, err := parseKey(o.Key)
 	if err != nil {
 		return nil, err
@@ -124,10 +124,10 @@ func Open(o Options) (*Database, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	d := &Database{name: v.Name(), vkey: vkey, verifier: v, fetch: o.Fetch, store: o.Store, log: o.Logger}
-	if b, err := o.Store.Read(d.file("security-error"), maxLookup); err == nil {
+	if b, err := o.Store.Read(ctx, d.file("security-error"), maxLookup); err == nil {
 		d.security = fmt.Errorf("%w: %s", ErrSecurity, bytes.TrimSpace(b))
 	}
-	head, err := o.Store.Read(d.file("latest"), maxLookup)
+	head, err := o.Store.Read(ctx, d.file("latest"), maxLookup)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, nil
 	}

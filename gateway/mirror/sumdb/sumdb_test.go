@@ -50,9 +50,12 @@ func start(tb testing.TB, n int) *bed {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c := upstream.New(upstream.Options{List: list})
+	c, err := upstream.New(upstream.Options{List: list})
+	if err != nil {
+		tb.Fatal(err)
+	}
 	tb.Cleanup(c.Close)
-	s, err := store.Open(tb.TempDir())
+	s, err := store.Open(tb.Context(), tb.TempDir(), store.Options{})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -66,7 +69,7 @@ func start(tb testing.TB, n int) *bed {
 
 func (b *bed) open(tb testing.TB) {
 	tb.Helper()
-	d, err := sumdb.Open(b.opt)
+	d, err := sumdb.Open(tb.Context(), b.opt)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -118,7 +121,7 @@ func TestRecordOfAnotherVersionIsNoMatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := store.Open(t.TempDir())
+	s, err := store.Open(t.Context(), t.TempDir(), store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,12 +207,12 @@ func TestSpoiltTileIsNotKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fresh, err := store.Open(t.TempDir())
+	fresh, err := store.Open(t.Context(), t.TempDir(), store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer fresh.Close()
-	if err := fresh.Replace("sumdb/"+b.Name()+"/latest", head); err != nil {
+	if err := fresh.Replace(t.Context(), "sumdb/"+b.Name()+"/latest", head); err != nil {
 		t.Fatal(err)
 	}
 	b.opt.Store = fresh
@@ -245,7 +248,7 @@ func TestLatest(t *testing.T) {
 	if err != nil || bytes.Equal(head, first) {
 		t.Errorf("C43 with the database gone: %v; want the newest head seen, across a restart", err)
 	}
-	if days, err := b.store.Names("sumdb/" + b.Name() + "/heads"); err != nil || len(days) != 1 {
+	if days, err := b.store.Names(t.Context(), "sumdb/" + b.Name() + "/heads"); err != nil || len(days) != 1 {
 		t.Errorf("heads by day: %v, %v; want one", days, err)
 	}
 }
@@ -311,7 +314,7 @@ func TestSpoiltHeadOnDisk(t *testing.T) {
 	b := start(t, 1)
 	b.grow(t, 1)
 	dir := t.TempDir()
-	s, err := store.Open(dir)
+	s, err := store.Open(t.Context(), dir, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,7 +324,7 @@ func TestSpoiltHeadOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.opt.Store = s
-	if _, err := sumdb.Open(b.opt); err == nil {
+	if _, err := sumdb.Open(t.Context(), b.opt); err == nil {
 		t.Error("Open with a spoilt head: no error; forgetting it would allow a rollback")
 	}
 }
@@ -337,7 +340,7 @@ func TestSpoiltFilesHealThemselves(t *testing.T) {
 		{"tile/8/0/000.p/2", make([]byte, 64)},
 		{"tile/8/0/000.p/2", []byte("cut")},
 	} {
-		if err := b.store.Replace("sumdb/"+b.Name()+"/"+tt.name, tt.data); err != nil {
+		if err := b.store.Replace(t.Context(), "sumdb/"+b.Name()+"/"+tt.name, tt.data); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := b.Sums(t.Context(), version(0)); err != nil {

@@ -23,11 +23,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
 	"github.com/headgate/headgate/identity"
-	"github.com/headgate/headgate/identity/identitytest"
 	"github.com/headgate/headgate/policies"
 	"github.com/headgate/headgate/policy"
 )
@@ -50,7 +50,7 @@ func newBench(tb testing.TB, archives ...string) *bench {
 	log, err := audit.Open(audit.Config{Dir: filepath.Join(dir, "audit"), SegmentBytes: 8 << 20}, audit.Options{Node: "test", Logger: logger})
 	must(tb, err)
 	tb.Cleanup(func() { log.Close() })
-	db := identitytest.OpenDB(tb)
+	db := statetest.OpenDB(tb)
 	id, err := identity.Open(tb.Context(), identity.Config{}, identity.Options{DB: db, Keys: dir, Fingerprint: log.Fingerprint})
 	must(tb, err)
 	tb.Cleanup(func() { id.Close() })

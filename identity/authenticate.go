@@ -13,12 +13,15 @@ import (
 // maxCredential is the longest Authorization value that is looked at, in bytes.
 const maxCredential = 16 << 10
 
-// Authenticate finds out who sends a request. It reads the Authorization header
-// and nothing else: Basic, whose password is the credential and whose login name
-// means nothing, or Bearer. A refusal is an *Error; one with IssuerDown is
-// trouble, not a refusal. A token costs no I/O.
+// Authenticate finds out who sends a request, and from which device. It reads the
+// Authorization header: Basic, whose password is the credential and whose login name
+// means nothing, or Bearer; and on a channel of devices the certificate. A refusal is
+// an *Error; one with IssuerDown is trouble, not a refusal. A token costs no I/O.
 func (s *Service) Authenticate(r *http.Request) (Principal, error) {
 	p, method, err := s.authenticate(r)
+	if err == nil {
+		err = s.unlocked(p)
+	}
 	s.metrics.count(method, err)
 	if err != nil {
 		return Principal{}, err
@@ -27,27 +30,40 @@ func (s *Service) Authenticate(r *http.Request) (Principal, error) {
 }
 
 func (s *Service) authenticate(r *http.Request) (Principal, string, *Error) {
+	proof := s.proveDevice(r)
+	p, bound, method, err := s.credential(r)
+	if err == nil {
+		err = s.onDevice(&p, bound, proof)
+	} else if proof != nil {
+		err = proof.before(err)
+	}
+	return p, method, err
+}
+
+// credential finds out whose credential a request carries, and to which device it is
+// bound.
+func (s *Service) credential(r *http.Request) (p Principal, bound *Binding, method string, err *Error) {
 	values := r.Header["Authorization"]
 	if len(values) == 0 {
-		return Principal{}, "none", refuse(CredentialMissing, "no Authorization header")
+		return Principal{}, nil, "none", refuse(CredentialMissing, "no Authorization header")
 	}
 	if len(values) > 1 {
-		return Principal{}, "none", refuse(CredentialInvalid, "%d Authorization headers", len(values))
+		return Principal{}, nil, "none", refuse(CredentialInvalid, "%d Authorization headers", len(values))
 	}
 	var buf [512]byte
 	secret, via, err := presented(buf[:0], values[0])
 	if err != nil {
-		return Principal{}, "none", err
+		return Principal{}, nil, "none", err
 	}
 	if t, err := parseText(secret); err == nil {
-		p, err := s.byToken(t, secret, via)
-		return p, "token", err
+		p, bound, err := s.byToken(t, secret, via)
+		return p, bound, "token", err
 	}
 	if !looksLikeJWT(secret) {
-		return Principal{}, "none", refuse(CredentialInvalid, "neither a token nor a JSON Web Token")
+		return Principal{}, nil, "none", refuse(CredentialInvalid, "neither a token nor a JSON Web Token")
 	}
-	p, err := s.byJWT(r.Context(), string(secret), via)
-	return p, "jwt", err
+	p, err = s.byJWT(r.Context(), string(secret), via)
+	return p, nil, "jwt", err
 }
 
 // presented takes the credential out of an Authorization value, using buf when it
@@ -83,7 +99,7 @@ func password(buf []byte, text string) ([]byte, *Error) {
 
 // byToken checks a well-formed token. An unknown id takes the same steps as a
 // wrong secret: one look-up, one digest, one comparison, one answer.
-func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *Error) {
+func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *Binding, *Error) {
 	e := s.tokens.find(t.id)
 	pepper := s.peppers.byVersion[e.row.pepper]
 	if pepper == nil {
@@ -93,7 +109,7 @@ func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *E
 	if match := subtle.ConstantTimeCompare(sum[:], e.row.digest[:]); match != 1 || t.class != e.row.Class {
 		err := refuse(CredentialInvalid, "unknown id or wrong secret")
 		err.Credential = Credential{Class: t.class, ID: t.id.String(), Via: via}
-		return Principal{}, err
+		return Principal{}, nil, err
 	}
 	now := time.Now().Unix()
 	p := Principal{
@@ -104,10 +120,10 @@ func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *E
 	if code := e.state(now); code != "" {
 		err := refuse(code, "token %s is no longer valid", e.row.ID)
 		err.Subject, err.Credential = p.Subject, p.Credential
-		return Principal{}, err
+		return Principal{}, nil, err
 	}
 	e.touch(now)
-	return p, nil
+	return p, e.row.Bound, nil
 }
 
 // mark gives the fingerprint of a token, made at its first use.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/identity/identitytest"
 )
@@ -28,7 +29,7 @@ func fill(b *testing.B, db *sql.DB, n int) {
 
 func BenchmarkAuthenticate(b *testing.B) {
 	for _, n := range []int{10, manyTokens} {
-		db, keys := identitytest.OpenDB(b), b.TempDir()
+		db, keys := statetest.OpenDB(b), b.TempDir()
 		first := reopen(b, identity.Config{}, db, keys)
 		_, secret := person(b, first)
 		fill(b, db, n)
@@ -69,7 +70,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 // BenchmarkColdFromState opens a database of 100,000 tokens and authenticates
 // with one: what a token costs when nothing is in memory is the time per token.
 func BenchmarkColdFromState(b *testing.B) {
-	db, keys := identitytest.OpenDB(b), b.TempDir()
+	db, keys := statetest.OpenDB(b), b.TempDir()
 	s := reopen(b, identity.Config{}, db, keys)
 	_, secret := person(b, s)
 	fill(b, db, manyTokens)

@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
-	"github.com/headgate/headgate/identity/identitytest"
 )
 
 // compareMetrics compares counters by name and labels.
@@ -66,7 +66,7 @@ func TestValidate(t *testing.T) {
 			if len(errs) == 0 || !strings.HasPrefix(errs[0].Error(), tt.want) {
 				t.Errorf("Validate() = %v, want an error that begins with %q", errs, tt.want)
 			}
-			s, err := identity.Open(t.Context(), tt.cfg, identity.Options{DB: identitytest.OpenDB(t), Keys: t.TempDir()})
+			s, err := identity.Open(t.Context(), tt.cfg, identity.Options{DB: statetest.OpenDB(t), Keys: t.TempDir()})
 			if err == nil {
 				_ = s.Close()
 				t.Error("Open starts with it")

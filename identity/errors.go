@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // A Code is a reason of refusal out of one closed list. It is what a client may
@@ -16,11 +17,22 @@ const (
 	TokenExpired      Code = "TOKEN-EXPIRED"      // only after secret or signature matched
 	TokenRevoked      Code = "TOKEN-REVOKED"      // only after the secret matched
 	ScopeExceeded     Code = "SCOPE"              // more was asked for than the credential reaches
-	DeviceRequired    Code = "DEVICE-REQUIRED"    // this class is minted on a proved device only
+	DeviceRequired    Code = "DEVICE-REQUIRED"    // this is done on a proved device only
+	DeviceUnknown     Code = "DEVICE-UNKNOWN"     // in no inventory, or that is too old
+	DeviceBlockedCode Code = "DEVICE-BLOCKED"     // an administrator or the inventory stopped it
+	DeviceRevoked     Code = "DEVICE-REVOKED"     // its certificate, or one above it, is on a revocation list
+	DeviceMismatch    Code = "DEVICE-MISMATCH"    // another's device, another's token, or not the key that was enrolled
+	CertInvalid       Code = "CERT-INVALID"       // its certificate leads to no authority of ours, or names no device
+	CertExpired       Code = "CERT-EXPIRED"       // its certificate is over
+	CRLStale          Code = "CRL-STALE"          // its authority's revocation list is over or missing
+	Locked            Code = "LOCKED"             // an administrator stopped the user, device or token
 	RequestInvalid    Code = "REQUEST-INVALID"    // the request itself makes no sense
 	IssuerDown        Code = "ISSUER-DOWN"        // the issuer's keys are unknown or too old
 	StateDown         Code = "STATE-DOWN"         // the database cannot be written
 )
+
+// OfDevice tells whether the device is the reason, not the credential.
+func (c Code) OfDevice() bool { return slices.Contains(deviceCodes, c) }
 
 // An Error is a refusal of this package. Subject and Credential say who it was
 // as far as that is known: Credential once a token is well formed, Subject only
@@ -30,6 +42,7 @@ type Error struct {
 	Err        error
 	Subject    Subject
 	Credential Credential
+	Device     Device // as far as it was proved, which is not far where it is the reason
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Code, e.Err) }

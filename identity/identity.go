@@ -8,6 +8,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +26,12 @@ import (
 type Options struct {
 	// DB holds the tables of this package; the caller opens and closes it.
 	DB *sql.DB
+	// Wake, if not nil, yields a value when another node may have changed something in
+	// DB, so that it is learnt at once and not with the next look.
+	Wake <-chan struct{}
+	// Poll is how often DB is asked for other nodes' changes, where no value in Wake
+	// came first; 0 is 30 s.
+	Poll time.Duration
 	// Keys is the folder in which pepper.txt is made, mode 0600, when
 	// Config.PepperFile is empty.
 	Keys string
@@ -47,8 +55,14 @@ type Service struct {
 	issuers     map[string]*issuer // by URL, exactly as in the iss claim
 	store       *store
 	tokens      *registry
+	devices     *devices // nil: none are configured
 	metrics     *metrics
 	fingerprint func([]byte) string
+
+	held   atomic.Pointer[locks]
+	viewed atomic.Int64 // when the view was whole, in nanoseconds
+	view   sync.Mutex   // guards seen and changes of held
+	seen   int64        // the place of the newest change that is known here
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -81,6 +95,11 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	if s.store, err = openStore(ctx, o.DB); err != nil {
 		return nil, err
 	}
+	if cfg.Devices.on() || cfg.Devices.Enrolment.CACert != "" {
+		if s.devices, err = openDevices(ctx, cfg.Devices, o); err != nil {
+			return nil, err
+		}
+	}
 	s.tokens = newRegistry(cfg.Ceilings)
 	if err := s.load(ctx); err != nil {
 		return nil, err
@@ -88,16 +107,32 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.done.Go(func() { s.upkeep(running) })
+	s.done.Go(func() { s.follow(running, cmp.Or(o.Poll, pollEvery), o.Wake) })
 	for _, i := range s.issuers {
 		s.done.Go(func() { i.keys.run(running, s.log) })
+	}
+	if s.devices != nil {
+		s.done.Go(func() { s.devices.run(running) })
 	}
 	return s, nil
 }
 
 // load fills the registry from the database.
 func (s *Service) load(ctx context.Context) error {
+	// The place is read first: what changes meanwhile is read twice, and never missed.
+	place, err := s.store.clock(ctx)
+	if err != nil {
+		return err
+	}
 	rows, err := s.store.all(ctx)
 	if err != nil {
+		return err
+	}
+	held, err := s.store.locksSince(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if err := s.learnDevices(ctx, 0); err != nil {
 		return err
 	}
 	orphans := 0
@@ -108,6 +143,10 @@ func (s *Service) load(ctx context.Context) error {
 		s.tokens.add(row)
 	}
 	s.tokens.link()
+	s.held.Store(&locks{})
+	s.hold(held)
+	s.seen = place
+	s.viewed.Store(time.Now().UnixNano())
 	if orphans > 0 {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "tokens without their pepper are refused", slog.Int("tokens", orphans))
 	}

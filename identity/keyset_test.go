@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/identity/identitytest"
 )
@@ -252,7 +253,7 @@ func TestCAFile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := trust(iss)
 			cfg.Issuers[0].CAFile = file
-			if s, err := identity.Open(t.Context(), cfg, identity.Options{DB: identitytest.OpenDB(t), Keys: t.TempDir()}); err == nil {
+			if s, err := identity.Open(t.Context(), cfg, identity.Options{DB: statetest.OpenDB(t), Keys: t.TempDir()}); err == nil {
 				_ = s.Close()
 				t.Error("Open takes it")
 			}
@@ -265,7 +266,7 @@ func TestMetrics(t *testing.T) {
 		iss := identitytest.NewIssuer(corp)
 		reg := prometheus.NewPedanticRegistry()
 		s, err := identity.Open(t.Context(), trust(iss), identity.Options{
-			DB: identitytest.OpenDB(t), Keys: t.TempDir(), Registerer: reg, HTTPClient: identitytest.Client(iss),
+			DB: statetest.OpenDB(t), Keys: t.TempDir(), Registerer: reg, HTTPClient: identitytest.Client(iss),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -282,7 +283,8 @@ func TestMetrics(t *testing.T) {
 			"headgate_auth_total jwt TOKEN-EXPIRED": 0, "headgate_auth_total jwt ok": 1,
 			"headgate_auth_total none CREDENTIAL-INVALID": 0, "headgate_auth_total none CREDENTIAL-MISSING": 1,
 			"headgate_auth_total token CREDENTIAL-INVALID": 0, "headgate_auth_total token TOKEN-EXPIRED": 0,
-			"headgate_auth_total token TOKEN-REVOKED": 0, "headgate_auth_total token ok": 1,
+			"headgate_auth_total token TOKEN-REVOKED": 0, "headgate_auth_total token ok": 1, "headgate_auth_total token LOCKED": 0,
+			"headgate_auth_total jwt LOCKED": 0, "headgate_revocation_view_age_seconds": 0,
 			"headgate_jwks_refresh_total corp error": 0, "headgate_jwks_refresh_total corp ok": 1,
 		}
 		compareMetrics(t, reg, want)

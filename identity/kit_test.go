@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/identity/identitytest"
 )
@@ -25,7 +26,7 @@ func modules(patterns ...string) identity.Scope {
 // start opens a service with an empty database.
 func start(t testing.TB, cfg identity.Config, issuers ...*identitytest.Issuer) *identity.Service {
 	t.Helper()
-	return reopen(t, cfg, identitytest.OpenDB(t), t.TempDir(), issuers...)
+	return reopen(t, cfg, statetest.OpenDB(t), t.TempDir(), issuers...)
 }
 
 // reopen opens a service on a database and a folder of keys.

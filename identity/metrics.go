@@ -11,6 +11,8 @@ import (
 type metrics struct {
 	auth map[string]map[Code]prometheus.Counter // by method, by code; "" is success
 	jwks *prometheus.CounterVec
+
+	viewAge prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, issuers []Issuer) (*metrics, error) {
@@ -19,11 +21,13 @@ func newMetrics(reg prometheus.Registerer, issuers []Issuer) (*metrics, error) {
 	}, []string{"method", "result"})
 	m := &metrics{auth: map[string]map[Code]prometheus.Counter{}, jwks: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "headgate_jwks_refresh_total", Help: "Fetches of an issuer's keys by result.",
-	}, []string{"issuer", "result"})}
+	}, []string{"issuer", "result"}), viewAge: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "headgate_revocation_view_age_seconds", Help: "How long ago this node last knew what was revoked and locked on any node.",
+	})}
 	for method, codes := range map[string][]Code{
 		"none":  {CredentialMissing, CredentialInvalid},
-		"token": {"", CredentialInvalid, TokenExpired, TokenRevoked},
-		"jwt":   {"", CredentialInvalid, TokenExpired, IssuerDown},
+		"token": {"", CredentialInvalid, TokenExpired, TokenRevoked, Locked},
+		"jwt":   {"", CredentialInvalid, TokenExpired, IssuerDown, Locked},
 	} {
 		m.auth[method] = map[Code]prometheus.Counter{}
 		for _, code := range codes {
@@ -41,7 +45,7 @@ func newMetrics(reg prometheus.Registerer, issuers []Issuer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	if err := errors.Join(reg.Register(auth), reg.Register(m.jwks)); err != nil {
+	if err := errors.Join(reg.Register(auth), reg.Register(m.jwks), reg.Register(m.viewAge)); err != nil {
 		return nil, fmt.Errorf("registering metrics of identity: %w", err)
 	}
 	return m, nil

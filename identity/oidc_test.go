@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/identity/identitytest"
 )
@@ -308,7 +309,7 @@ func TestMail(t *testing.T) {
 func TestGroupsFollowTheIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := identitytest.NewIssuer(corp)
-		db, keys := identitytest.OpenDB(t), t.TempDir()
+		db, keys := statetest.OpenDB(t), t.TempDir()
 		s, err := identity.Open(t.Context(), trust(iss), identity.Options{DB: db, Keys: keys, HTTPClient: identitytest.Client(iss)})
 		if err != nil {
 			t.Fatal(err)
@@ -360,7 +361,7 @@ func TestRealProvider(t *testing.T) {
 	cfg := identity.Config{Issuers: []identity.Issuer{{
 		Name: "corp", URL: pc.Issuer, Audiences: []string{pc.ClientID}, Algorithms: []string{"ES256"}, GroupsClaim: "groups", TeamClaim: "team", CAFile: ca,
 	}}}
-	s := reopen(t, cfg, identitytest.OpenDB(t), t.TempDir())
+	s := reopen(t, cfg, statetest.OpenDB(t), t.TempDir())
 	raw, err := identitytest.SignIn(t.Context(), client, pc, "alice", "correct horse")
 	if err != nil {
 		t.Fatal(err)
@@ -412,7 +413,7 @@ func TestRealProvider(t *testing.T) {
 			t.Error("SignIn without the CA succeeds")
 		}
 		cfg.Issuers[0].CAFile = ""
-		_, err := bearer(reopen(t, cfg, identitytest.OpenDB(t), t.TempDir()), raw)
+		_, err := bearer(reopen(t, cfg, statetest.OpenDB(t), t.TempDir()), raw)
 		if got := code(t, err); got != identity.IssuerDown {
 			t.Errorf("code %q (%v), want %q", got, err, identity.IssuerDown)
 		}

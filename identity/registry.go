@@ -66,7 +66,7 @@ func newRegistry(c Ceilings) *registry {
 // the token can be used.
 func (r *registry) add(t row) *entry {
 	e := &entry{row: t, scope: t.Scope.cut(t.Class), written: toUnix(t.LastUsed)}
-	longest := t.Created.Add(r.ceilings.ceiling(kindOf(t.Class, t.Exchanged)))
+	longest := t.Created.Add(r.ceilings.ceiling(kindOf(t.Class, t.Exchanged, t.Bound != nil)))
 	e.ends = min(toUnix(t.Expires), toUnix(longest))
 	e.used.Store(toUnix(t.LastUsed))
 	e.revoked.Store(toUnix(t.Revoked))
@@ -80,6 +80,25 @@ func (r *registry) add(t row) *entry {
 	e.row.Subject = Subject{}
 	r.byID[idOf(t.ID)] = e
 	return e
+}
+
+// merge takes a token in as another node stored it; what ended stays ended.
+func (r *registry) merge(t row) {
+	e := r.find(idOf(t.ID))
+	if e == r.ghost {
+		r.add(t)
+		return
+	}
+	e.revoked.CompareAndSwap(0, toUnix(t.Revoked))
+	e.usedAt(toUnix(t.LastUsed))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t.asOf > e.owner.asOf {
+		sub := t.Subject
+		sub.Method, sub.Assurance = MethodToken, 0
+		e.owner.asOf = t.asOf
+		e.owner.subject.Store(&sub)
+	}
 }
 
 // link finds the parents of tokens that were added before them.
@@ -173,6 +192,12 @@ func (e *entry) state(now int64) Code {
 func (e *entry) touch(now int64) {
 	if last := e.used.Load(); now-last >= useGranularity {
 		e.used.CompareAndSwap(last, now)
+	}
+}
+
+// usedAt notes a use that another node saw, too.
+func (e *entry) usedAt(at int64) {
+	for last := e.used.Load(); at > last && !e.used.CompareAndSwap(last, at); last = e.used.Load() {
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 
 	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
 )
 
 //go:embed migrations/*.sql
@@ -38,8 +39,18 @@ func openStore(ctx context.Context, db *sql.DB) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening migrations: %w", err)
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, sub,
-		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	dialect := dialectOf(ctx, db)
+	options := []goose.ProviderOption{
+		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()),
+	}
+	if dialect == goose.DialectPostgres { // several nodes may start at once
+		locker, err := lock.NewPostgresSessionLocker()
+		if err != nil {
+			return nil, fmt.Errorf("preparing migrations: %w", err)
+		}
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	p, err := goose.NewProvider(dialect, db, sub, options...)
 	if err != nil {
 		return nil, fmt.Errorf("preparing migrations: %w", err)
 	}
@@ -49,12 +60,25 @@ func openStore(ctx context.Context, db *sql.DB) (*store, error) {
 	return &store{db: db}, nil
 }
 
+// dialectOf tells which of the two databases this is: only one knows its version by this name.
+func dialectOf(ctx context.Context, db *sql.DB) goose.Dialect {
+	var version string
+	if err := db.QueryRowContext(ctx, `SELECT sqlite_version()`).Scan(&version); err != nil {
+		return goose.DialectPostgres
+	}
+	return goose.DialectSQLite3
+}
+
 const columns = `id, class, pepper, digest, subject_issuer, subject_id, subject, subject_as_of, assurance,
-	owner, note, scope, parent, exchanged, created, expires, used, revoked`
+	owner, note, scope, parent, exchanged, created, expires, used, revoked, bound`
 
 // all reads each token.
 func (s *store) all(ctx context.Context) ([]row, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT `+columns+` FROM identity_tokens`)
+	return s.rows(ctx, `SELECT `+columns+` FROM identity_tokens`)
+}
+
+func (s *store) rows(ctx context.Context, query string, args ...any) ([]row, error) {
+	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading tokens: %w", err)
 	}
@@ -75,16 +99,19 @@ func (s *store) all(ctx context.Context) ([]row, error) {
 
 func scan(rows *sql.Rows) (row, error) {
 	var r row
-	var sum, issuer, id, subject, scope string
+	var sum, issuer, id, subject, scope, bound string
 	var created, expires, used, revoked int64
 	if err := rows.Scan(&r.ID, &r.Class, &r.pepper, &sum, &issuer, &id, &subject, &r.asOf, &r.Assurance,
-		&r.Owner, &r.Note, &scope, &r.Parent, &r.Exchanged, &created, &expires, &used, &revoked); err != nil {
+		&r.Owner, &r.Note, &scope, &r.Parent, &r.Exchanged, &created, &expires, &used, &revoked, &bound); err != nil {
 		return row{}, fmt.Errorf("reading token: %w", err)
 	}
 	if n, err := hex.Decode(r.digest[:], []byte(sum)); err != nil || n != len(r.digest) || len(r.ID) != idLen {
 		return row{}, fmt.Errorf("reading token %q: id or digest is damaged", r.ID)
 	}
 	err := errors.Join(json.Unmarshal([]byte(subject), &r.Subject), json.Unmarshal([]byte(scope), &r.Scope))
+	if bound != "" {
+		err = errors.Join(err, json.Unmarshal([]byte(bound), &r.Bound))
+	}
 	if err != nil {
 		return row{}, fmt.Errorf("reading token %s: %w", r.ID, err)
 	}
@@ -102,10 +129,19 @@ func (s *store) insert(ctx context.Context, r row) error {
 	if err != nil {
 		return fmt.Errorf("encoding scope of token %s: %w", r.ID, err)
 	}
-	_, err = s.db.ExecContext(ctx, `INSERT INTO identity_tokens (`+columns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`,
-		r.ID, string(r.Class), r.pepper, hex.EncodeToString(r.digest[:]), r.Subject.Issuer, r.Subject.ID, string(subject), r.asOf, r.Assurance,
-		r.Owner, r.Note, string(scope), r.Parent, r.Exchanged, toUnix(r.Created), toUnix(r.Expires), toUnix(r.LastUsed), toUnix(r.Revoked))
+	var bound []byte
+	if r.Bound != nil {
+		if bound, err = json.Marshal(r.Bound); err != nil {
+			return fmt.Errorf("encoding device of token %s: %w", r.ID, err)
+		}
+	}
+	err = s.change(ctx, func(tx *sql.Tx, at int64) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO identity_tokens (`+columns+`, changed)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)`,
+			r.ID, string(r.Class), r.pepper, hex.EncodeToString(r.digest[:]), r.Subject.Issuer, r.Subject.ID, string(subject), r.asOf, r.Assurance,
+			r.Owner, r.Note, string(scope), r.Parent, r.Exchanged, toUnix(r.Created), toUnix(r.Expires), toUnix(r.LastUsed), toUnix(r.Revoked), string(bound), at)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("storing token %s: %w", r.ID, err)
 	}
@@ -114,7 +150,10 @@ func (s *store) insert(ctx context.Context, r row) error {
 
 // revoke marks a token as revoked; the first time stays.
 func (s *store) revoke(ctx context.Context, id string, at int64) error {
-	_, err := s.db.ExecContext(ctx, `UPDATE identity_tokens SET revoked = $1 WHERE id = $2 AND revoked = 0`, at, id)
+	err := s.change(ctx, func(tx *sql.Tx, place int64) error {
+		_, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET revoked = $1, changed = $2 WHERE id = $3 AND revoked = 0`, at, place, id)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("revoking token %s: %w", id, err)
 	}
@@ -128,39 +167,50 @@ type use struct {
 }
 
 // write notes uses and newer attributes of people, all or nothing.
-func (s *store) write(ctx context.Context, uses []use, people []person) (err error) {
+func (s *store) write(ctx context.Context, uses []use, people []person) error {
 	if len(uses) == 0 && len(people) == 0 {
 		return nil
 	}
-	tx, err := s.db.BeginTx(ctx, nil)
+	return s.change(ctx, func(tx *sql.Tx, at int64) error {
+		for _, u := range uses {
+			if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET used = $1 WHERE id = $2 AND used < $1`, u.at, u.id); err != nil {
+				return fmt.Errorf("writing use of token %s: %w", u.id, err)
+			}
+		}
+		for _, p := range people {
+			text, err := json.Marshal(p.subject)
+			if err != nil {
+				return fmt.Errorf("encoding subject: %w", err)
+			}
+			if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET subject = $1, subject_as_of = $2, changed = $3
+				WHERE subject_issuer = $4 AND subject_id = $5 AND subject_as_of < $2`,
+				string(text), p.asOf, at, p.subject.Issuer, p.subject.ID); err != nil {
+				return fmt.Errorf("writing attributes of subjects: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// usesSince reads the tokens that some node saw used since a moment.
+func (s *store) usesSince(ctx context.Context, moment int64) ([]use, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT id, used FROM identity_tokens WHERE used >= $1`, moment)
 	if err != nil {
-		return fmt.Errorf("writing uses of tokens: %w", err)
+		return nil, fmt.Errorf("reading uses of tokens: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tx.Rollback())
+	defer rows.Close()
+	var list []use
+	for rows.Next() {
+		var u use
+		if err := rows.Scan(&u.id, &u.at); err != nil {
+			return nil, fmt.Errorf("reading uses of tokens: %w", err)
 		}
-	}()
-	for _, u := range uses {
-		if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET used = $1 WHERE id = $2`, u.at, u.id); err != nil {
-			return fmt.Errorf("writing use of token %s: %w", u.id, err)
-		}
+		list = append(list, u)
 	}
-	for _, p := range people {
-		text, err := json.Marshal(p.subject)
-		if err != nil {
-			return fmt.Errorf("encoding subject: %w", err)
-		}
-		if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET subject = $1, subject_as_of = $2
-			WHERE subject_issuer = $3 AND subject_id = $4 AND subject_as_of < $5`,
-			string(text), p.asOf, p.subject.Issuer, p.subject.ID, p.asOf); err != nil {
-			return fmt.Errorf("writing attributes of subjects: %w", err)
-		}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading uses of tokens: %w", err)
 	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("writing uses of tokens: %w", err)
-	}
-	return nil
+	return list, nil
 }
 
 // sweep removes tokens that expired before a moment.

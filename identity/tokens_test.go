@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
-	"github.com/headgate/headgate/identity/identitytest"
 )
 
 func TestTokenIsAcceptedInItsPlacesOnly(t *testing.T) {
@@ -164,7 +164,7 @@ func job() identity.Subject {
 
 func TestLowerCeilingHitsOldTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db, keys := identitytest.OpenDB(t), t.TempDir()
+		db, keys := statetest.OpenDB(t), t.TempDir()
 		before := reopen(t, identity.Config{}, db, keys)
 		_, secret := mint(t, before, identity.TokenRequest{Class: identity.ClassPerson, Subject: alice(), Scope: everything, Life: 10 * day})
 		after := reopen(t, identity.Config{Ceilings: identity.Ceilings{Person: 2 * day}}, db, keys)
@@ -224,7 +224,7 @@ func TestIdle(t *testing.T) {
 
 func TestLastUseSurvivesAtTenMinutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db, keys := identitytest.OpenDB(t), t.TempDir()
+		db, keys := statetest.OpenDB(t), t.TempDir()
 		s, err := identity.Open(t.Context(), identity.Config{}, identity.Options{DB: db, Keys: keys})
 		if err != nil {
 			t.Fatal(err)
@@ -255,7 +255,7 @@ func TestLastUseSurvivesAtTenMinutes(t *testing.T) {
 }
 
 func TestRevoke(t *testing.T) {
-	db, keys := identitytest.OpenDB(t), t.TempDir()
+	db, keys := statetest.OpenDB(t), t.TempDir()
 	s := reopen(t, identity.Config{}, db, keys)
 	parent, secret := person(t, s)
 	by, err := bearer(s, secret)
@@ -307,7 +307,7 @@ func TestRevoke(t *testing.T) {
 }
 
 func TestFamilySurvivesARestart(t *testing.T) {
-	db, keys := identitytest.OpenDB(t), t.TempDir()
+	db, keys := statetest.OpenDB(t), t.TempDir()
 	s := reopen(t, identity.Config{}, db, keys)
 	_, secret := person(t, s)
 	family := []string{secret}
@@ -334,7 +334,7 @@ func TestFamilySurvivesARestart(t *testing.T) {
 
 func TestSweep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		db, keys := identitytest.OpenDB(t), t.TempDir()
+		db, keys := statetest.OpenDB(t), t.TempDir()
 		s := reopen(t, identity.Config{}, db, keys)
 		_, secret := mint(t, s, identity.TokenRequest{Class: identity.ClassPerson, Subject: alice(), Scope: everything, Life: time.Hour})
 		_, lasting := mint(t, s, identity.TokenRequest{Class: identity.ClassCI, Subject: job(), Owner: "alice", Scope: modules("*")})
@@ -452,7 +452,7 @@ func TestWhatClassesCanDo(t *testing.T) {
 }
 
 func TestRowThatClaimsTooMuch(t *testing.T) {
-	db, keys := identitytest.OpenDB(t), t.TempDir()
+	db, keys := statetest.OpenDB(t), t.TempDir()
 	s := reopen(t, identity.Config{}, db, keys)
 	_, ci := mint(t, s, identity.TokenRequest{Class: identity.ClassCI, Subject: job(), Owner: "alice", Scope: modules("*")})
 	_, admin := mint(t, s, identity.TokenRequest{Class: identity.ClassAdmin, Subject: alice(), Scope: identity.Scope{Actions: []string{"admin"}}})
@@ -531,7 +531,7 @@ func TestGroupsThatAnAdministratorGives(t *testing.T) {
 func TestStoredFormAndDrafts(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "identity.db")
-	db := identitytest.OpenFile(t, file)
+	db := statetest.OpenFile(t, file)
 	s := reopen(t, identity.Config{}, db, dir)
 	d, err := s.Draft(t.Context(), identity.TokenRequest{Class: identity.ClassPerson, Subject: alice(), Scope: everything})
 	if err != nil {
@@ -567,7 +567,7 @@ func TestStoredFormAndDrafts(t *testing.T) {
 }
 
 func TestDatabaseAway(t *testing.T) {
-	db := identitytest.OpenDB(t)
+	db := statetest.OpenDB(t)
 	s, err := identity.Open(t.Context(), identity.Config{}, identity.Options{DB: db, Keys: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -591,7 +591,7 @@ func TestDatabaseAway(t *testing.T) {
 }
 
 func TestPeppers(t *testing.T) {
-	db, dir := identitytest.OpenDB(t), t.TempDir()
+	db, dir := statetest.OpenDB(t), t.TempDir()
 	file := filepath.Join(dir, "peppers")
 	const one, two = "1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n", "2 AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n"
 	write := func(text string) identity.Config {

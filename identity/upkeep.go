@@ -53,7 +53,14 @@ func (s *Service) flush(ctx context.Context) error {
 	for i, e := range touched {
 		e.written = uses[i].at
 	}
-	return nil
+	// A token that another node saw used is not idle here.
+	elsewhere, err := s.store.usesSince(ctx, time.Now().Add(-2*flushEvery-useGranularity*time.Second).Unix())
+	for _, u := range elsewhere {
+		if e := s.tokens.find(idOf(u.id)); e != s.tokens.ghost {
+			e.usedAt(u.at)
+		}
+	}
+	return err
 }
 
 // sweep removes tokens that expired before a moment, database first: a token that

@@ -1,33 +1,13 @@
 package identitytest
 
 import (
-	"database/sql"
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
-
-	_ "modernc.org/sqlite" // the driver "sqlite"
 )
-
-// OpenDB opens an empty SQLite database for one test.
-func OpenDB(t testing.TB) *sql.DB {
-	t.Helper()
-	return OpenFile(t, filepath.Join(t.TempDir(), "identity.db"))
-}
-
-// OpenFile opens a SQLite database for one test.
-func OpenFile(t testing.TB, file string) *sql.DB {
-	t.Helper()
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	return db
-}
 
 // Serve runs a provider over TLS on loopback until the test ends. cfg.Issuer is
 // filled in, and ClientID and RedirectURI if they are empty. caFile holds the

@@ -48,11 +48,12 @@ func (c Class) actions() []string {
 // idle is how long a token of a person may lie unused before it is refused.
 const idle = 14 * 24 * time.Hour
 
-// A kind is a row of the table of lives: a class, and for jobs how it was got.
+// A kind is a row of the table of lives: a class, for jobs how it was got, and for people whether it is bound to a device.
 type kind int
 
 const (
 	kindPerson kind = iota
+	kindBound
 	kindCI
 	kindJob
 	kindAgent
@@ -62,14 +63,17 @@ const (
 // lives holds the life that a token has by default, and the most it can have.
 var lives = [...]struct{ normal, ceiling time.Duration }{
 	kindPerson: {7 * 24 * time.Hour, 30 * 24 * time.Hour},
+	kindBound:  {30 * 24 * time.Hour, 90 * 24 * time.Hour},
 	kindCI:     {30 * 24 * time.Hour, 90 * 24 * time.Hour},
 	kindJob:    {30 * time.Minute, time.Hour},
 	kindAgent:  {15 * time.Minute, time.Hour},
 	kindAdmin:  {time.Hour, 8 * time.Hour},
 }
 
-func kindOf(c Class, exchanged bool) kind {
+func kindOf(c Class, exchanged, bound bool) kind {
 	switch {
+	case c == ClassPerson && bound:
+		return kindBound
 	case c == ClassCI && exchanged:
 		return kindJob
 	case c == ClassCI:
@@ -84,7 +88,7 @@ func kindOf(c Class, exchanged bool) kind {
 
 // ceiling is the longest life of a kind under this configuration.
 func (c Ceilings) ceiling(k kind) time.Duration {
-	configured := [...]time.Duration{kindPerson: c.Person, kindCI: c.CI, kindJob: c.Job, kindAgent: 0, kindAdmin: c.Admin}
+	configured := [...]time.Duration{kindPerson: c.Person, kindBound: c.Device, kindCI: c.CI, kindJob: c.Job, kindAgent: c.Agent, kindAdmin: c.Admin}
 	return cmp.Or(configured[k], lives[k].ceiling)
 }
 

@@ -20,6 +20,8 @@ type Config struct {
 	Issuers []Issuer `yaml:"issuers"`
 	// Ceilings lower the longest life of tokens, of those that exist as well.
 	Ceilings Ceilings `yaml:"ceilings"`
+	// Devices says which machines may prove themselves, and how; empty: none.
+	Devices Devices `yaml:"devices"`
 }
 
 // An Issuer is one OpenID provider.
@@ -58,6 +60,10 @@ type Issuer struct {
 type Ceilings struct {
 	// Person: tokens of people that are bound to no device; 720h.
 	Person time.Duration `yaml:"person"`
+	// Device: tokens of people that are bound to a device; 2160h.
+	Device time.Duration `yaml:"device"`
+	// Agent: tokens that an agent or a GOAUTH helper got on a device; 1h.
+	Agent time.Duration `yaml:"agent"`
 	// CI: static tokens of jobs; 2160h.
 	CI time.Duration `yaml:"ci"`
 	// Job: tokens that a job got for its own token; 1h.
@@ -88,7 +94,7 @@ func (c Config) Validate() []error {
 		}
 		names[i.Name], urls[i.URL] = n, n
 	}
-	return append(errs, c.Ceilings.validate()...)
+	return append(append(errs, c.Ceilings.validate()...), c.Devices.validate()...)
 }
 
 func (i Issuer) validate() []error {
@@ -121,6 +127,8 @@ func (c Ceilings) validate() []error {
 		have, max time.Duration
 	}{
 		{"person", c.Person, lives[kindPerson].ceiling},
+		{"device", c.Device, lives[kindBound].ceiling},
+		{"agent", c.Agent, lives[kindAgent].ceiling},
 		{"ci", c.CI, lives[kindCI].ceiling},
 		{"job", c.Job, lives[kindJob].ceiling},
 		{"admin", c.Admin, lives[kindAdmin].ceiling},
@@ -133,6 +141,7 @@ func (c Ceilings) validate() []error {
 }
 
 func (c *Config) setDefaults() {
+	c.Devices.setDefaults()
 	c.Issuers = slices.Clone(c.Issuers)
 	for n := range c.Issuers {
 		i := &c.Issuers[n]

@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/url"
 	"slices"
 	"time"
@@ -29,6 +30,9 @@ type ExchangeRequest struct {
 	RequestedTokenType string // empty: access token, the only one there is
 	Scope              string // as ParseScope reads it; a part left out is the subject token's
 	Audience           string // empty, or an audience of the issuer
+	// Request is the HTTP request that it came with. On a channel of devices a person gets a token of class agent, which
+	// is bound to the device; nil: on no such channel.
+	Request *http.Request
 }
 
 // ParseExchange reads the form of a token request. A parameter that comes twice,
@@ -89,15 +93,22 @@ func (s *Service) exchangeJWT(ctx context.Context, q ExchangeRequest, wanted Sco
 	if q.Audience != "" && !slices.Contains(v.audiences, q.Audience) {
 		return Draft{}, refuse(RequestInvalid, "exchanging token: %w", errTarget)
 	}
-	t := Token{Class: ClassPerson, Subject: v.subject, Assurance: v.subject.Assurance, Exchanged: true}
-	if v.subject.Type == Workload {
+	p := Principal{Subject: v.subject, Device: unproved, Credential: Credential{Class: ClassJWT}}
+	if refused := s.onDevice(&p, nil, s.proveDevice(q.Request)); refused != nil {
+		return Draft{}, refused
+	}
+	t := Token{Class: ClassPerson, Subject: v.subject, Assurance: v.subject.Assurance, Exchanged: true, Bound: p.Device.binding()}
+	switch {
+	case v.subject.Type == Workload:
 		t.Class = ClassCI
+	case t.Bound != nil:
+		t.Class = ClassAgent
 	}
 	full := Scope{Modules: []string{everything}, Actions: t.Class.actions()}
 	if t.Scope, refused = narrow(full, wanted); refused != nil {
 		return Draft{}, refused
 	}
-	return s.draft(row{Token: t, asOf: v.issuedAt.Unix()}, s.until(t, v.expires))
+	return s.draft(row{Token: t, asOf: v.issuedAt.Unix()}, s.until(t, p.Device.until(v.expires)))
 }
 
 // exchangeToken drafts a child of a Headgate token that may mint.
@@ -109,9 +120,15 @@ func (s *Service) exchangeToken(ctx context.Context, q ExchangeRequest, wanted S
 	if err != nil {
 		return Draft{}, refuse(CredentialInvalid, "exchanging token: %w", err)
 	}
-	by, refused := s.byToken(text, []byte(q.SubjectToken), "")
+	by, bound, refused := s.byToken(text, []byte(q.SubjectToken), "")
+	if refused == nil {
+		refused = s.onDevice(&by, bound, s.proveDevice(q.Request))
+	}
 	if refused != nil {
 		return Draft{}, refused
+	}
+	if by.Device.Proof == "mtls" && by.Credential.Class == ClassPerson {
+		return s.exchangeOnDevice(ctx, by, wanted)
 	}
 	scope, refused := narrow(by.Scope, wanted)
 	if refused != nil {
@@ -121,6 +138,16 @@ func (s *Service) exchangeToken(ctx context.Context, q ExchangeRequest, wanted S
 		return Draft{}, refuse(ScopeExceeded, "exchanging token: class %s is not renewed", by.Credential.Class)
 	}
 	return s.Draft(ctx, TokenRequest{By: &by, Class: ClassPerson, Scope: scope})
+}
+
+// exchangeOnDevice drafts an agent's token for a person's on the device where it is asked for.
+func (s *Service) exchangeOnDevice(ctx context.Context, by Principal, wanted Scope) (Draft, error) {
+	full := by.Scope.cut(ClassAgent)
+	scope, refused := narrow(full, wanted)
+	if refused != nil {
+		return Draft{}, refused
+	}
+	return s.Draft(ctx, TokenRequest{By: &by, Class: ClassAgent, Scope: scope})
 }
 
 // narrow gives the wanted part of a scope; what wanted leaves out stays.
@@ -143,7 +170,7 @@ func narrow(full, wanted Scope) (Scope, *Error) {
 
 // until is when a token ends that may not outlive the one it is got for.
 func (s *Service) until(t Token, most time.Time) time.Time {
-	end := time.Now().Add(s.cfg.Ceilings.normal(kindOf(t.Class, t.Exchanged)))
+	end := time.Now().Add(s.cfg.Ceilings.normal(kindOf(t.Class, t.Exchanged, t.Bound != nil)))
 	if end.After(most) {
 		return most
 	}

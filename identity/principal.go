@@ -54,10 +54,44 @@ type CI struct {
 type Device struct {
 	ID       string
 	Proof    string // none, token, mtls
-	Trusted  bool
-	Tier     int // 0 unknown to 4
-	Platform string
+	Trusted  bool   // all of it holds: certificate, revocation, inventory, owner, required facts
+	Tier     int    // 0 unknown, 1 its certificate holds, 2 it is enrolled, 3 and its required facts are ok, 4 and it is managed
+	Platform string // linux, darwin, windows, other, unknown
 	Managed  bool
+	Facts    map[string]Fact // what feeds report of it, by name
+
+	State  string // as enrolled: enrolled, blocked, deleted, other
+	Serial string // of its certificate, hex
+	SPKI   string // SHA-256 of its key, hex
+	Via    string // mtls, balancer, token; empty: it was not proved
+	Checks string // what became of each step, for the record
+
+	Issuer string    // the pool that its certificate leads to
+	Ends   time.Time // of its certificate
+}
+
+// A Binding ties a token to the device on which it was minted.
+type Binding struct {
+	Device string `json:"device"`
+	SPKI   string `json:"spki"`   // SHA-256 of the device's key, hex
+	Issuer string `json:"issuer"` // the pool's
+	Serial string `json:"serial"` // of the certificate, hex
+}
+
+// binding is what a token that is minted on this device is tied to; nil where none was proved by TLS.
+func (d Device) binding() *Binding {
+	if d.Proof != "mtls" {
+		return nil
+	}
+	return &Binding{Device: d.ID, SPKI: d.SPKI, Issuer: d.Issuer, Serial: d.Serial}
+}
+
+// until is the earlier of a moment and the end of the device's certificate.
+func (d Device) until(t time.Time) time.Time {
+	if !d.Ends.IsZero() && d.Ends.Before(t) {
+		return d.Ends
+	}
+	return t
 }
 
 // unproved is the device of every credential that is bound to none.

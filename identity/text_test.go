@@ -82,7 +82,7 @@ func TestMissDoesTheSameWork(t *testing.T) {
 		sums.Store(0)
 		attempt := text
 		attempt.id = id
-		_, refused := s.byToken(attempt, nil, "basic")
+		_, _, refused := s.byToken(attempt, nil, "basic")
 		if refused == nil || refused.Code != CredentialInvalid || refused.Err.Error() != "unknown id or wrong secret" {
 			t.Errorf("%s: %v", name, refused)
 		}

@@ -18,6 +18,7 @@ type Token struct {
 	Owner     string    `json:"owner,omitempty"` // who answers for a static CI token
 	Note      string    `json:"note,omitempty"`
 	Scope     Scope     `json:"scope"`
+	Bound     *Binding  `json:"bound,omitempty"`     // the device that it is bound to; nil: to none
 	Parent    string    `json:"parent,omitempty"`    // id of the token that minted it
 	Exchanged bool      `json:"exchanged,omitempty"` // got for a token of an issuer
 	Created   time.Time `json:"created"`
@@ -42,6 +43,9 @@ type TokenRequest struct {
 	Scope Scope
 	// Life of the token; 0 is the class's default.
 	Life time.Duration
+	// Device, proved by TLS, is what the token is bound to; the zero Device binds it to
+	// none. It is By's where that one proved any.
+	Device Device
 }
 
 // A Draft is a token that is not stored yet and opens nothing.
@@ -62,6 +66,10 @@ func (s *Service) Draft(_ context.Context, q TokenRequest) (Draft, error) {
 		return Draft{}, refuse(RequestInvalid, "drafting token: %w", err)
 	}
 	t := Token{Class: q.Class, Subject: q.Subject, Owner: q.Owner, Note: q.Note, Scope: scope}
+	if q.By != nil && !q.By.Allows("", ActionAdmin) { // an administrator's device is not the holder's
+		q.Device = q.By.Device
+	}
+	t.Bound = q.Device.binding()
 	if q.By != nil {
 		if err := minted(*q.By, &t); err != nil {
 			return Draft{}, err
@@ -73,7 +81,7 @@ func (s *Service) Draft(_ context.Context, q TokenRequest) (Draft, error) {
 	if most := (Scope{Modules: []string{everything}, Actions: t.Class.actions()}); !scope.within(most) {
 		return Draft{}, refuse(ScopeExceeded, "drafting token: class %s reaches %s at most", t.Class, most)
 	}
-	k := kindOf(t.Class, false)
+	k := kindOf(t.Class, false, t.Bound != nil)
 	if q.Life < 0 || q.Life > s.cfg.Ceilings.ceiling(k) {
 		return Draft{}, refuse(RequestInvalid, "drafting token: life %s; class %s lives %s at most", q.Life, t.Class, s.cfg.Ceilings.ceiling(k))
 	}
@@ -81,7 +89,7 @@ func (s *Service) Draft(_ context.Context, q TokenRequest) (Draft, error) {
 	if q.By != nil && (t.Parent != "" || q.By.Credential.Class == ClassJWT) && until.After(q.By.Credential.Expires) {
 		until = q.By.Credential.Expires // no longer than what it was made with
 	}
-	return s.draft(row{Token: t}, until)
+	return s.draft(row{Token: t}, q.Device.until(until))
 }
 
 // minted narrows a request to what the one who asks may mint.
@@ -95,8 +103,8 @@ func minted(by Principal, t *Token) *Error {
 		return nil
 	case !by.Allows("", ActionMint):
 		return refuse(ScopeExceeded, "drafting token: a credential of class %s mints nothing here", by.Credential.Class)
-	case t.Class != ClassPerson:
-		return refuse(ScopeExceeded, "drafting token: a person mints tokens of class %s only", ClassPerson)
+	case t.Class != ClassPerson && t.Class != ClassAgent:
+		return refuse(ScopeExceeded, "drafting token: a person mints tokens of class %s and %s only", ClassPerson, ClassAgent)
 	case !t.Scope.within(by.Scope):
 		return refuse(ScopeExceeded, "drafting token: wider than the credential that asks")
 	}
@@ -115,7 +123,9 @@ func checkHolder(t *Token) *Error {
 			return refuse(RequestInvalid, "drafting token: a CI token names an owner and a repository")
 		}
 	case ClassAgent:
-		return refuse(DeviceRequired, "drafting token: an agent's token is minted on a proved device")
+		if t.Bound == nil {
+			return refuse(DeviceRequired, "drafting token: an agent's token is minted on a proved device")
+		}
 	default:
 		return refuse(RequestInvalid, "drafting token: class %q is unknown", t.Class)
 	}

@@ -68,6 +68,7 @@ func (s *Server) api() http.Handler {
 	mux.Handle("GET /-/api/v1/tokens", s.admin("token.list", s.listTokens))
 	mux.Handle("POST /-/api/v1/tokens", s.admin("token.create", s.createToken))
 	mux.Handle("DELETE /-/api/v1/tokens/{id}", s.admin("token.revoke", s.revokeToken))
+	s.deviceRoutes(mux)
 	mux.Handle("/-/api/v1/", s.admin("none", func(*exchange, identity.Principal) (func(context.Context) (any, error), error) {
 		return nil, &Problem{Status: http.StatusNotFound, Code: "NOT-FOUND", Public: "no such operation", Stage: "protocol"}
 	}))

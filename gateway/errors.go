@@ -128,10 +128,20 @@ var identityProblems = map[string]Problem{
 	"SESSION-OVER":       {Status: 401, Public: "the session is over", Challenge: "login_required"},
 	"SCOPE":              {Status: 403, Public: "the token's scope does not reach this module", Remedy: "none"},
 	"DEVICE-REQUIRED":    {Status: 403, Public: "this is done on a device that proves itself", Remedy: "none", Challenge: "device_required"},
+	"DEVICE-UNKNOWN":     {Status: 403, Public: "this device is not enrolled", Remedy: "none", Challenge: "device_required", Advice: askDevices},
+	"DEVICE-BLOCKED":     {Status: 403, Public: "this device was blocked", Remedy: "none", Advice: askDevices},
+	"DEVICE-REVOKED":     {Status: 403, Public: "this device's certificate was revoked", Remedy: "none", Advice: askDevices},
+	"DEVICE-MISMATCH":    {Status: 403, Public: "this device, key and token do not belong together", Remedy: "none", Challenge: "device_required"},
+	"CERT-INVALID":       {Status: 403, Public: "this device's certificate does not hold here", Remedy: "none", Challenge: "device_required", Advice: askDevices},
+	"CERT-EXPIRED":       {Status: 403, Public: "this device's certificate has expired", Remedy: "none", Challenge: "device_required", Advice: askDevices},
+	"CRL-STALE":          {Status: 403, Public: "the revocation list of this device's authority is out of date", Remedy: "none", Advice: []string{"an operator of this gateway has to renew it; nothing on your machine is wrong"}},
 	"REQUEST-INVALID":    {Status: 400, Public: "the credential is not of a form that a client sends"},
 	"ISSUER-DOWN":        {Status: 503, Public: "the identity provider cannot be asked", RetryAfter: 10},
 	"STATE-DOWN":         {Status: 503, Public: "the state database cannot be asked", RetryAfter: 10},
 }
+
+// askDevices is what somebody does whose device is refused.
+var askDevices = []string{"ask whoever looks after devices, and name the decision below"}
 
 func refusedIdentity(e *identity.Error) *Problem {
 	p, known := identityProblems[string(e.Code)]
@@ -147,6 +157,9 @@ func refused(d policy.Decision, stage, text string) *Problem {
 	p := &Problem{Status: 403, Stage: stage, Remedy: string(d.Remedy), Text: text, Public: "policy does not allow this"}
 	if len(d.Codes) > 0 {
 		p.Code = d.Codes[0]
+	}
+	if p.Code == string(identity.DeviceRequired) {
+		p.Challenge = "device_required"
 	}
 	return p
 }
@@ -186,6 +199,9 @@ func (p *Problem) write(w http.ResponseWriter, r *http.Request, id, revision str
 	}
 	if p.Challenge != "" {
 		h["Www-Authenticate"] = []string{`Basic realm="headgate"`, `Bearer realm="headgate", error="` + p.Challenge + `"`}
+	}
+	if connectionOver(p.Code) {
+		h["Connection"] = closeConnection
 	}
 	w.WriteHeader(p.Status)
 	if r.Method == http.MethodHead {

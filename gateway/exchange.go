@@ -66,7 +66,7 @@ func (x *exchange) asks(t mirror.Target, v mirror.Visibility) {
 // authenticated notes who asks, or that nobody could be found out.
 func (x *exchange) authenticated(p identity.Principal, err error) {
 	if e, ok := errors.AsType[*identity.Error](err); ok { // whose secret did match
-		p.Subject, p.Credential = e.Subject, e.Credential
+		p.Subject, p.Credential, p.Device = e.Subject, e.Credential, e.Device
 	}
 	noteSubject(x.rec, p)
 }
@@ -150,7 +150,7 @@ func (x *exchange) decided(a *answer, err error) *exchange {
 
 func severityOf(p *Problem) int {
 	switch {
-	case p.Code == "PATH-INVALID", p.Code == "TOKEN-REVOKED", p.Code == "TOKEN-EXPIRED":
+	case p.Code == "PATH-INVALID", p.Code == "TOKEN-REVOKED", p.Code == "TOKEN-EXPIRED", p.Code == "DEVICE-MISMATCH":
 		return 4
 	case p.Code == "CHECKSUM-MISMATCH":
 		return 5

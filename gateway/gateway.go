@@ -69,6 +69,7 @@ type Server struct {
 	// Set by Listen.
 	certificate                                        *certificate
 	publicListener, operationsListener, socketListener net.Listener
+	deviceListeners                                    []*deviceListener
 }
 
 // New joins the parts. Nothing listens before Run.
@@ -112,6 +113,7 @@ func (s *Server) front(api http.Handler) http.Handler {
 	mux.HandleFunc("/index", s.index)
 	mux.HandleFunc("/", s.module)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.arrive(w, r)
 		if err := s.admissible(r); err != nil {
 			s.refuse(w, r, err)
 			return

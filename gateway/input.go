@@ -24,7 +24,7 @@ func inputOf(p identity.Principal, t mirror.Target, v mirror.Visibility, now tim
 		},
 		Device: policy.Device{
 			ID: p.Device.ID, Proof: p.Device.Proof, Trusted: p.Device.Trusted, Tier: p.Device.Tier,
-			Platform: p.Device.Platform, Managed: p.Device.Managed,
+			Platform: p.Device.Platform, Managed: p.Device.Managed, Posture: postureOf(p.Device.Facts),
 		},
 		Action:   policy.NewAction(t.Kind.String()),
 		Resource: policy.Resource{Name: policy.NewName(t.Path, string(v))},
@@ -36,6 +36,22 @@ func inputOf(p identity.Principal, t mirror.Target, v mirror.Visibility, now tim
 		}
 	}
 	return in
+}
+
+// postureOf is what feeds report of a device, without the values themselves.
+func postureOf(facts map[string]identity.Fact) map[string]policy.Posture {
+	if len(facts) == 0 {
+		return nil
+	}
+	posture := make(map[string]policy.Posture, len(facts))
+	for name, f := range facts {
+		p := policy.Posture{State: f.State, Source: f.Source}
+		if !f.ObservedAt.IsZero() {
+			p.ObservedDay = int(f.ObservedAt.Unix() / day)
+		}
+		posture[name] = p
+	}
+	return posture
 }
 
 // maxAge is where ages saturate, in days: an old version's facts stay the same from one day to the next.

@@ -81,7 +81,9 @@ func (m *metrics) zero() {
 		}
 	}
 	for _, reason := range []string{"protocol", "closed", "other"} {
-		m.handshakes.WithLabelValues("public", reason)
+		for _, listener := range []string{"public", "device", "balancer"} {
+			m.handshakes.WithLabelValues(listener, reason)
+		}
 	}
 	m.certExpiry.WithLabelValues("public")
 }

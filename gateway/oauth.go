@@ -45,6 +45,7 @@ func (s *Server) draftExchange(r *http.Request) (identity.Draft, error) {
 	if err != nil {
 		return identity.Draft{}, err
 	}
+	request.Request = r
 	return s.identity.Exchange(r.Context(), request)
 }
 
@@ -60,7 +61,9 @@ func readForm(r *http.Request) (url.Values, error) {
 func (x *exchange) drafted(t identity.Token, err error) {
 	p := identity.Principal{Subject: t.Subject, Credential: identity.Credential{Class: t.Class, ID: t.ID}}
 	if e, ok := errors.AsType[*identity.Error](err); ok {
-		p.Subject, p.Credential = e.Subject, e.Credential
+		p.Subject, p.Credential, p.Device = e.Subject, e.Credential, e.Device
+	} else if t.Bound != nil {
+		p.Device = identity.Device{ID: t.Bound.Device, SPKI: t.Bound.SPKI, Serial: t.Bound.Serial, Via: "mtls"}
 	}
 	noteSubject(x.rec, p)
 	if t.ID != "" {
@@ -76,7 +79,7 @@ func oauthProblem(err error) error {
 		return err
 	}
 	p := refusedIdentity(e)
-	if p.Status < http.StatusInternalServerError {
+	if p.Status < http.StatusInternalServerError && !e.Code.OfDevice() {
 		p.Status, p.Challenge = http.StatusBadRequest, ""
 	}
 	switch e.Code {

@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/json"
 	"slices"
+	"time"
 
 	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/identity"
@@ -17,11 +18,25 @@ func noteSubject(rec *audit.Record, p identity.Principal) {
 	}
 	rec.Subject = audit.Subject{ID: p.Subject.ID, Kind: kind, Issuer: p.Subject.Issuer}
 	noteCredential(rec, p.Credential)
-	rec.Device = audit.Device{ID: p.Device.ID, Tier: p.Device.Tier}
-	if p.Device.Proof != "none" {
-		rec.Device.Via = p.Device.Proof
+	noteDevice(rec, p.Device)
+}
+
+// noteDevice writes what is known of the device, and what became of each step by which it was judged.
+func noteDevice(rec *audit.Record, d identity.Device) {
+	rec.Device = audit.Device{ID: d.ID, State: d.State, Tier: d.Tier, Serial: d.Serial, SPKI: shortKey(d.SPKI), Via: d.Via}
+	if len(d.Facts) > 0 {
+		rec.Device.PostureAgeS = int64(d.Oldest(time.Now()).Seconds())
+	}
+	if d.Checks != "" {
+		if rec.Decision.Labels == nil {
+			rec.Decision.Labels = map[string]string{}
+		}
+		rec.Decision.Labels["device_checks"] = d.Checks
 	}
 }
+
+// shortKey is the part of a key's hash that records keep.
+func shortKey(spki string) string { return spki[:min(16, len(spki))] }
 
 func noteCredential(rec *audit.Record, c identity.Credential) {
 	rec.Credential = audit.Credential{Class: string(c.Class), ID: c.ID, FP: c.Fingerprint, Via: c.Via}

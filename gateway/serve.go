@@ -55,6 +55,9 @@ func (s *Server) Listen(ctx context.Context) error {
 	if s.operationsListener, err = tcp.Listen(ctx, "tcp", s.cfg.Operations); err != nil {
 		return fmt.Errorf("listening on gateway.operations: %w", err)
 	}
+	if err := s.listenDevices(ctx); err != nil {
+		return err
+	}
 	if s.cfg.URL == "" {
 		_, port, _ := net.SplitHostPort(s.publicListener.Addr().String())
 		s.cfg.URL = "https://localhost:" + port
@@ -116,6 +119,11 @@ func (s *Server) Serve(ctx context.Context) error {
 		servers = append(servers, public, operations)
 		group.Go(func() error { return ended(public.ServeTLS(s.publicListener, "", "")) })
 		group.Go(func() error { return ended(operations.Serve(s.operationsListener)) })
+		for _, l := range s.deviceListeners {
+			server := s.deviceServer(l)
+			servers = append(servers, server)
+			group.Go(func() error { return ended(server.ServeTLS(l.listener, "", "")) })
+		}
 		group.Go(func() error { s.watchCertificate(ctx); return nil })
 	}
 	group.Go(func() error { return s.drain(ctx, servers) })

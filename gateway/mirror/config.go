@@ -42,6 +42,8 @@ type Config struct {
 	Private []PrivateRoute `yaml:"private"`
 	// GoCommand is the go command that fetches private modules from Git. Empty: the one in PATH.
 	GoCommand string `yaml:"go_command"`
+	// VCS bounds what private modules take of the disk beside the store.
+	VCS VCS `yaml:"vcs"`
 	// Public are paths below a private pattern's prefix that are public all the
 	// same. An entry without wildcard is that path alone, one with a wildcard a
 	// pattern as in private.
@@ -110,6 +112,16 @@ type PrivateRoute struct {
 	InsteadOf map[string]string `yaml:"instead_of"`
 }
 
+// VCS bounds Git's share of the disk.
+type VCS struct {
+	// CloneBytes bounds all kept clones together: the one that was not used for
+	// longest goes first, never one in use. 0 is 20 GiB.
+	CloneBytes int64 `yaml:"clone_bytes"`
+	// RunBytes bounds what one visit to a repository may need, its clone
+	// included; a visit that needs more is ended. 0 is 2 GiB.
+	RunBytes int64 `yaml:"run_bytes"`
+}
+
 // OwnSumdb names our own checksum database. Its log can neither be renamed nor
 // begun again: clients remember it.
 type OwnSumdb struct {
@@ -167,6 +179,8 @@ func (c Config) Validate() []error {
 		{"toolchain_timeout", int64(c.ToolchainTimeout)},
 		{"facts_wait", int64(c.FactsWait)},
 		{"memory_bytes", c.MemoryBytes},
+		{"vcs.clone_bytes", c.VCS.CloneBytes},
+		{"vcs.run_bytes", c.VCS.RunBytes},
 		{"max_fetches", c.MaxFetches},
 		{"max_waiting", c.MaxWaiting},
 	} {

@@ -127,7 +127,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := m.openState(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	if err := m.openGit(ctx); err != nil {
+	if err := m.openGit(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.running.Go(m.scan)

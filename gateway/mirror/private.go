@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"go/version"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -32,7 +33,7 @@ type gitRoute struct {
 }
 
 // openGit makes a source of the routes that have hosts.
-func (m *Mirror) openGit(ctx context.Context) error {
+func (m *Mirror) openGit(ctx context.Context, o Options) error {
 	var g gitSource
 	var routes []vcs.Route
 	for _, r := range m.cfg.Private {
@@ -52,6 +53,7 @@ func (m *Mirror) openGit(ctx context.Context) error {
 	var err error
 	g.Source, err = vcs.Open(ctx, vcs.Options{
 		Dir: filepath.Join(m.cfg.Store, "vcs"), Routes: routes, Go: m.cfg.GoCommand, Now: m.now, Logger: m.log,
+		MaxDisk: m.cfg.VCS.RunBytes, MaxClones: m.cfg.VCS.CloneBytes, Registerer: o.Registerer,
 	})
 	if err != nil {
 		return fmt.Errorf("opening private routes: %w", err)
@@ -111,7 +113,11 @@ func (m *Mirror) renewPrivate(ctx context.Context, t Target) (*answer, error) {
 func (m *Mirror) look(ctx context.Context, path string) (map[Kind]*answer, error) {
 	list, latest := Target{Path: path, Kind: List}, Target{Path: path, Kind: Latest}
 	route, _ := m.git.route(path)
-	found, err := m.git.Look(ctx, route, path)
+	var found *vcs.Module
+	err := m.unpushed(ctx, path, func() (err error) {
+		found, err = m.git.Look(ctx, route, path)
+		return err
+	})
 	if errors.Is(err, vcs.ErrNotFound) {
 		kept := map[Kind]*answer{}
 		for _, t := range []Target{list, latest} {
@@ -126,8 +132,12 @@ func (m *Mirror) look(ctx context.Context, path string) (map[Kind]*answer, error
 	if err != nil {
 		return nil, gitError(err)
 	}
-	if _, err := checkInfo(found.Latest, path); err != nil {
+	newest, err := checkInfo(found.Latest, path)
+	if err != nil {
 		return nil, fmt.Errorf("%w: @latest of %s: %w", ErrUpstream, path, err)
+	}
+	if err := m.keepRevision(ctx, module.Version{Path: path, Version: newest}, &found.Newest); err != nil { // whoever asks for it is told
+		m.log.LogAttrs(ctx, slog.LevelWarn, "files of the newest version not kept", slog.String("module", path), slog.Any("err", err))
 	}
 	body, err := cleanList([]byte(strings.Join(found.Versions, "\n")), path)
 	if err != nil {
@@ -138,7 +148,11 @@ func (m *Mirror) look(ctx context.Context, path string) (map[Kind]*answer, error
 
 func (m *Mirror) queryPrivate(ctx context.Context, t Target) (*answer, error) {
 	route, _ := m.git.route(t.Path)
-	rev, err := m.git.Stat(ctx, route, t.module())
+	var rev *vcs.Revision
+	err := m.unpushed(ctx, t.Path, func() (err error) {
+		rev, err = m.git.Stat(ctx, route, t.module())
+		return err
+	})
 	if errors.Is(err, vcs.ErrNotFound) {
 		return m.gone(ctx, t)
 	}
@@ -174,7 +188,11 @@ func (m *Mirror) takeRevision(ctx context.Context, v module.Version) error {
 		return nil
 	}
 	route, _ := m.git.route(v.Path)
-	rev, err := m.git.Stat(ctx, route, v)
+	var rev *vcs.Revision
+	err := m.unpushed(ctx, v.Path, func() (err error) {
+		rev, err = m.git.Stat(ctx, route, v)
+		return err
+	})
 	if err != nil {
 		return gitError(err)
 	}

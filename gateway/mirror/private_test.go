@@ -75,7 +75,7 @@ func TestPrivateFreshness(t *testing.T) {
 		got, f := b.must(t, privateList)
 		return got == "v1.0.0\nv1.1.0\n" && f.Stale
 	})
-	for _, p := range []string{"/corp.example/team/app/@v/main.info", "/corp.example/team/none/@v/list", "/corp.example/team/app/@v/v1.0.0.mod"} {
+	for _, p := range []string{"/corp.example/team/app/@v/main.info", "/corp.example/team/none/@v/list", "/corp.example/team/app/@v/v1.9.0.mod"} {
 		if _, _, err := b.get(t.Context(), p); !errors.Is(err, mirror.ErrUpstream) || errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("E14 %s in trouble: %v, want ErrUpstream", p, err)
 		}

@@ -201,8 +201,10 @@ func (s *Source) Close() error {
 type Module struct {
 	// Versions are its tagged versions, retracted ones too; empty for a module without tags.
 	Versions []string
-	// Latest is the .info of its newest version.
+	// Latest is the .info of its newest version, with what is known of the repository.
 	Latest []byte
+	// Newest holds the files of that version, which the visit has brought as well.
+	Newest Revision
 }
 
 // Look gives a module's versions. Errors: ErrNotFound, ErrFailed, ErrTimeout.
@@ -218,7 +220,10 @@ func (s *Source) Look(ctx context.Context, route int, path string) (*Module, err
 			return err
 		}
 		m.Versions = a.Versions
-		m.Latest, err = a.info()
+		if m.Latest, err = a.info(); err != nil {
+			return err
+		}
+		m.Newest, err = run.revision(a)
 		return err
 	})
 	if err != nil {
@@ -243,13 +248,8 @@ func (s *Source) Stat(ctx context.Context, route int, m module.Version) (*Revisi
 		if err != nil {
 			return err
 		}
-		if a.Version == m.Version { // the bytes that every proxy has, not what is known of the query
-			rev.Info, err = run.read(strings.TrimSuffix(a.GoMod, ".mod")+".info", maxInfo)
-		} else {
+		if rev, err = run.revision(a); err == nil && a.Version != m.Version { // what is known of the query
 			rev.Info, err = a.info()
-		}
-		if err == nil {
-			rev.Mod, err = run.read(a.GoMod, maxMod)
 		}
 		return err
 	})
@@ -286,6 +286,14 @@ func (s *Source) Zip(ctx context.Context, route int, m module.Version, dst io.Wr
 		return nil, err
 	}
 	return &rev, nil
+}
+
+// revision reads the files of the version that the go command has named: the bytes that every proxy has.
+func (r *run) revision(a *answer) (rev Revision, err error) {
+	if rev.Info, err = r.read(strings.TrimSuffix(a.GoMod, ".mod")+".info", maxInfo); err == nil {
+		rev.Mod, err = r.read(a.GoMod, maxMod)
+	}
+	return rev, err
 }
 
 func notFoundOr(err error, path string) error {

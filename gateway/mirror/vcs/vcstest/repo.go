@@ -82,6 +82,24 @@ func (r *Repo) Commit(branch string, files map[string]string, tags ...string) (s
 	return hash, r.Tag(hash, tags...)
 }
 
+// Fill makes n commits on main in one go; each gives the files that a commit adds or changes, and its tags.
+func (r *Repo) Fill(n int, each func(i int) (files map[string]string, tags []string)) error {
+	var b, tagged strings.Builder
+	for i := range n {
+		r.marks++
+		fmt.Fprintf(&b, "commit refs/heads/main\nmark :%d\ncommitter Test <test@corp.example> %d +0000\ndata 1\nx\n", i+1, 1_700_000_000+1000*r.marks)
+		files, tags := each(i)
+		for name, data := range files {
+			fmt.Fprintf(&b, "M 100644 inline %s\ndata %d\n%s\n", name, len(data), data)
+		}
+		for _, tag := range tags {
+			fmt.Fprintf(&tagged, "reset refs/tags/%s\nfrom :%d\n\n", tag, i+1)
+		}
+	}
+	_, err := r.Git(b.String()+tagged.String()+"done\n", "fast-import", "--quiet", "--done", "--force")
+	return err
+}
+
 // Tag names a commit; a name may be one that git tag would refuse to make.
 func (r *Repo) Tag(hash string, names ...string) error {
 	var b strings.Builder

@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -41,6 +42,7 @@ type Server struct {
 	tls   *httptest.Server
 	proxy *httptest.Server
 	git   cgi.Handler
+	bytes atomic.Int64
 
 	mu       sync.Mutex // guards all below
 	user     string
@@ -139,11 +141,15 @@ func (s *Server) Tunnels() []string {
 	return append([]string(nil), s.tunnels...)
 }
 
-// Forget empties both lists.
+// Bytes counts what has gone to clients through the proxy, TLS included.
+func (s *Server) Bytes() int64 { return s.bytes.Load() }
+
+// Forget empties both lists, and counts bytes anew.
 func (s *Server) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests, s.tunnels = nil, nil
+	s.bytes.Store(0)
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -206,19 +212,26 @@ func (s *Server) connect(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
 		return
 	}
-	pipe(conn, rw.Reader, up)
+	s.pipe(conn, rw.Reader, up)
 }
 
 // pipe copies both ways until either side is done.
-func pipe(conn net.Conn, from *bufio.Reader, up net.Conn) {
+func (s *Server) pipe(conn net.Conn, from *bufio.Reader, up net.Conn) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		_, _ = io.Copy(up, from) // a broken tunnel is the client's affair
 		up.Close()
 	})
-	_, _ = io.Copy(conn, up)
+	_, _ = io.Copy(conn, io.TeeReader(up, (*counter)(&s.bytes)))
 	conn.Close()
 	wg.Wait()
+}
+
+type counter atomic.Int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	(*atomic.Int64)(c).Add(int64(len(b)))
+	return len(b), nil
 }
 
 // newAuthority makes a CA in file and mints a certificate for each name asked.

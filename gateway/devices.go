@@ -16,7 +16,7 @@ import (
 // own, made from nothing: a ticket or a rule of one means nothing to another.
 type deviceListener struct {
 	name     string // in metrics and logs
-	channel  identity.Channel
+	kind     identity.ListenerKind
 	listener net.Listener
 }
 
@@ -25,10 +25,10 @@ func (s *Server) listenDevices(ctx context.Context) error {
 	c := s.identity.DeviceConfig()
 	for _, l := range []struct {
 		key, name, address string
-		channel            identity.Channel
+		kind               identity.ListenerKind
 	}{
-		{"identity.devices.listen", "device", c.Listen, identity.ChannelDevice},
-		{"identity.devices.balancer.listen", "balancer", c.Balancer.Listen, identity.ChannelBalancer},
+		{"identity.devices.listen", "device", c.Listen, identity.ListenerDevice},
+		{"identity.devices.balancer.listen", "balancer", c.Balancer.Listen, identity.ListenerBalancer},
 	} {
 		if l.address == "" {
 			continue
@@ -37,13 +37,13 @@ func (s *Server) listenDevices(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("listening for devices on %s: %w", l.key, err)
 		}
-		s.deviceListeners = append(s.deviceListeners, &deviceListener{l.name, l.channel, listener})
+		s.deviceListeners = append(s.deviceListeners, &deviceListener{l.name, l.kind, listener})
 	}
 	return nil
 }
 
 // DeviceAddress is where devices present their certificates, or "" where there is no such listener.
-func (s *Server) DeviceAddress() string { return s.addressOf(identity.ChannelDevice) }
+func (s *Server) DeviceAddress() string { return s.addressOf(identity.ListenerDevice) }
 
 // DeviceURL is what an agent speaks to: the name that clients know, at the port of the device listener; "" for none.
 func (s *Server) DeviceURL() string {
@@ -57,11 +57,11 @@ func (s *Server) DeviceURL() string {
 }
 
 // BalancerAddress is where a pinned balancer forwards them, or "" where there is no such listener.
-func (s *Server) BalancerAddress() string { return s.addressOf(identity.ChannelBalancer) }
+func (s *Server) BalancerAddress() string { return s.addressOf(identity.ListenerBalancer) }
 
-func (s *Server) addressOf(c identity.Channel) string {
+func (s *Server) addressOf(c identity.ListenerKind) string {
 	for _, l := range s.deviceListeners {
-		if l.channel == c {
+		if l.kind == c {
 			return l.listener.Addr().String()
 		}
 	}
@@ -74,14 +74,14 @@ func (s *Server) addressOf(c identity.Channel) string {
 func (s *Server) deviceServer(l *deviceListener) *http.Server {
 	server := s.httpServer(s.public, l.name)
 	verify := s.identity.VerifyConnection
-	if l.channel == identity.ChannelBalancer {
+	if l.kind == identity.ListenerBalancer {
 		verify = s.identity.VerifyBalancer
 	}
 	server.TLSConfig = &tls.Config{
 		MinVersion: tls.VersionTLS13, GetCertificate: s.certificate.get, NextProtos: []string{"h2", "http/1.1"},
 		ClientAuth: tls.RequireAnyClientCert, VerifyConnection: verify, SessionTicketsDisabled: true,
 	}
-	server.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { return identity.WithConnection(ctx, l.channel) }
+	server.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { return identity.WithConnection(ctx, l.kind) }
 	return server
 }
 
@@ -91,7 +91,7 @@ func (s *Server) deviceServer(l *deviceListener) *http.Server {
 func (s *Server) arrive(w http.ResponseWriter, r *http.Request) {
 	c := identity.ConnectionOf(r.Context())
 	for name := range r.Header {
-		if identity.ForwardedIdentity(name) && (name != "Client-Cert" || c == nil || c.Channel != identity.ChannelBalancer) {
+		if identity.ForwardedIdentity(name) && (name != "Client-Cert" || c == nil || c.Listener != identity.ListenerBalancer) {
 			delete(r.Header, name)
 		}
 	}

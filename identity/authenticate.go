@@ -15,7 +15,7 @@ const maxCredential = 16 << 10
 
 // Authenticate finds out who sends a request, and from which device. It reads the
 // Authorization header: Basic, whose password is the credential and whose login name
-// means nothing, or Bearer; and on a channel of devices the certificate. A refusal is
+// means nothing, or Bearer; and on a listener of devices the certificate. A refusal is
 // an *Error; one with IssuerDown is trouble, not a refusal. A token costs no I/O.
 func (s *Service) Authenticate(r *http.Request) (Principal, error) {
 	p, method, err := s.authenticate(r)

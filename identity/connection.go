@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// A Channel says what a listener demands of a connection, and so where a device's certificate may come from.
-type Channel int
+// A ListenerKind says what a listener demands of a connection, and so where a device's certificate may come from.
+type ListenerKind int
 
-// The channels. A request without any came by ChannelPublic.
+// The kinds of listeners. A request without a Connection came by ListenerPublic.
 const (
-	ChannelPublic   Channel = iota // no certificate is asked for, and none is looked at
-	ChannelDevice                  // the peer of the TLS connection is the device
-	ChannelBalancer                // the peer is a pinned balancer, which forwards the device's certificate
+	ListenerPublic   ListenerKind = iota // no certificate is asked for, and none is looked at
+	ListenerDevice                       // the peer of the TLS connection is the device
+	ListenerBalancer                     // the peer is a pinned balancer, which forwards the device's certificate
 )
 
 // A Connection is one connection of a listener. It remembers the chain that was verified on it, so that the next
 // request costs no signature; all else is looked at anew.
 type Connection struct {
-	Channel Channel
-	Opened  time.Time
+	Listener ListenerKind
+	Opened   time.Time
 
 	proved atomic.Pointer[chain]
 }
@@ -28,11 +28,11 @@ type Connection struct {
 type connectionKey struct{}
 
 // WithConnection is the context for all requests of a new connection; http.Server.ConnContext calls it.
-func WithConnection(ctx context.Context, c Channel) context.Context {
-	return context.WithValue(ctx, connectionKey{}, &Connection{Channel: c, Opened: time.Now()})
+func WithConnection(ctx context.Context, kind ListenerKind) context.Context {
+	return context.WithValue(ctx, connectionKey{}, &Connection{Listener: kind, Opened: time.Now()})
 }
 
-// ConnectionOf is the connection of a request's context, or nil on the public channel.
+// ConnectionOf is the connection of a request's context, or nil on the public listener.
 func ConnectionOf(ctx context.Context) *Connection {
 	c, _ := ctx.Value(connectionKey{}).(*Connection)
 	return c

@@ -67,14 +67,14 @@ func (p *proof) checks() string {
 	return b.String()
 }
 
-// proveDevice looks at the device behind a request, all but its owner and its token. On the public channel there is
+// proveDevice looks at the device behind a request, all but its owner and its token. On the public listener there is
 // none, and no header makes one.
 func (s *Service) proveDevice(r *http.Request) *proof {
 	if r == nil {
 		return nil
 	}
 	c := ConnectionOf(r.Context())
-	if c == nil || c.Channel == ChannelPublic || s.devices == nil {
+	if c == nil || c.Listener == ListenerPublic || s.devices == nil {
 		return nil
 	}
 	certs, via, err := s.devices.presented(c, r)
@@ -91,7 +91,7 @@ func (d *devices) presented(c *Connection, r *http.Request) (certs []*x509.Certi
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return nil, "", refuse(DeviceRequired, "no certificate was presented")
 	}
-	if c.Channel == ChannelDevice {
+	if c.Listener == ListenerDevice {
 		return r.TLS.PeerCertificates, "mtls", nil
 	}
 	if !d.pinned(r.TLS.PeerCertificates[0]) {

@@ -30,8 +30,8 @@ type ExchangeRequest struct {
 	RequestedTokenType string // empty: access token, the only one there is
 	Scope              string // as ParseScope reads it; a part left out is the subject token's
 	Audience           string // empty, or an audience of the issuer
-	// Request is the HTTP request that it came with. On a channel of devices a person gets a token of class agent, which
-	// is bound to the device; nil: on no such channel.
+	// Request is the HTTP request that it came with. on a listener of devices a person gets a token of class agent, which
+	// is bound to the device; nil: on no such listener.
 	Request *http.Request
 }
 

@@ -70,6 +70,7 @@ type Server struct {
 	certificate                                        *certificate
 	publicListener, operationsListener, socketListener net.Listener
 	deviceListeners                                    []*deviceListener
+	refusals                                           *handshakeRefusals
 }
 
 // New joins the parts. Nothing listens before Run.
@@ -83,6 +84,7 @@ func New(cfg Config, o Options) *Server {
 		s.registry = prometheus.NewRegistry()
 	}
 	s.metrics = newMetrics(s.registry)
+	s.refusals = newHandshakeRefusals(s.audit)
 	for _, name := range cfg.names() {
 		s.names[name] = true
 	}

@@ -23,8 +23,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
 	"github.com/headgate/headgate/identity"
@@ -44,6 +44,12 @@ type bench struct {
 
 func newBench(tb testing.TB, archives ...string) *bench {
 	tb.Helper()
+	return newBenchOf(tb, identity.Config{}, archives...)
+}
+
+// newBenchOf is a bench with a configuration of identity.
+func newBenchOf(tb testing.TB, cfg identity.Config, archives ...string) *bench {
+	tb.Helper()
 	dir := tb.TempDir()
 	up := mirrortest.Start(tb, archives...)
 	logger := slog.New(slog.DiscardHandler)
@@ -51,7 +57,7 @@ func newBench(tb testing.TB, archives ...string) *bench {
 	must(tb, err)
 	tb.Cleanup(func() { log.Close() })
 	db := statetest.OpenDB(tb)
-	id, err := identity.Open(tb.Context(), identity.Config{}, identity.Options{DB: db, Keys: dir, Fingerprint: log.Fingerprint})
+	id, err := identity.Open(tb.Context(), cfg, identity.Options{DB: db, Keys: dir, Fingerprint: log.Fingerprint})
 	must(tb, err)
 	tb.Cleanup(func() { id.Close() })
 	engine, err := policy.Open(tb.Context(), policy.Config{}, policy.Options{Embedded: policies.FS, Logger: logger})

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -27,6 +28,9 @@ type Config struct {
 	// DrainWait is how long the gateway keeps accepting after SIGTERM while /readyz already says no, so that
 	// a balancer notices. Empty: 0s on a loopback listener, else 10s.
 	DrainWait time.Duration `yaml:"drain_wait"`
+	// BestEffort are module patterns, as in GOPRIVATE, that are still served when this node has not learnt for 5 min
+	// what was revoked and locked elsewhere; their records say so. Empty: none, and such requests are refused.
+	BestEffort []string `yaml:"best_effort"`
 	// TLS names the certificate of the public listener.
 	TLS TLS `yaml:"tls"`
 	// Hooks lets Git servers announce pushes, so that new versions are seen at once.
@@ -62,6 +66,11 @@ func (c Config) Validate() []error {
 	for i, host := range c.Hosts {
 		if host == "" || strings.ContainsAny(host, "/@ ") || strings.Contains(host, "://") {
 			errs = append(errs, fmt.Errorf("hosts[%d]: %q is no host name; want a name or an address, without port", i, host))
+		}
+	}
+	for i, p := range c.BestEffort {
+		if _, err := path.Match(p, ""); err != nil || p == "" || strings.ContainsAny(p, ", ") {
+			errs = append(errs, fmt.Errorf("best_effort[%d]: %q is no pattern; want a glob of path elements such as \"corp.example/*\"", i, p))
 		}
 	}
 	errs = append(errs, validAddress("listen", c.Listen)...)

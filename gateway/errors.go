@@ -135,6 +135,8 @@ var identityProblems = map[string]Problem{
 	"CERT-INVALID":       {Status: 403, Public: "this device's certificate does not hold here", Remedy: "none", Challenge: "device_required", Advice: askDevices},
 	"CERT-EXPIRED":       {Status: 403, Public: "this device's certificate has expired", Remedy: "none", Challenge: "device_required", Advice: askDevices},
 	"CRL-STALE":          {Status: 403, Public: "the revocation list of this device's authority is out of date", Remedy: "none", Advice: []string{"an operator of this gateway has to renew it; nothing on your machine is wrong"}},
+	"LOCKED":             {Status: 403, Public: "an administrator stopped this user, device or token", Remedy: "none"},
+	"REVOCATION-STALE":   {Status: 403, Public: "what was revoked is not known here just now", Remedy: "wait"},
 	"REQUEST-INVALID":    {Status: 400, Public: "the credential is not of a form that a client sends"},
 	"ISSUER-DOWN":        {Status: 503, Public: "the identity provider cannot be asked", RetryAfter: 10},
 	"STATE-DOWN":         {Status: 503, Public: "the state database cannot be asked", RetryAfter: 10},

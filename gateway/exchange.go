@@ -30,6 +30,8 @@ type exchange struct {
 	cache    string
 	memory   int64    // size of a body held whole in memory; -1 for others
 	warned   []string // codes of policy's warnings, for a header
+
+	staleView bool // answered though what was revoked elsewhere is not known
 }
 
 // begin opens the record. A malformed request leaves one, too.
@@ -114,6 +116,12 @@ func (x *exchange) text(t mirror.Target, worksNow string) policy.TextOptions {
 // decided closes the record's decision with the status that the client will see.
 func (x *exchange) decided(a *answer, err error) *exchange {
 	d := &x.rec.Decision
+	if x.staleView {
+		if d.Labels == nil {
+			d.Labels = map[string]string{}
+		}
+		d.Labels["revocation_view"] = "stale"
+	}
 	if err != nil {
 		p := problemOf(err)
 		d.Effect, d.Status, d.Stage, d.Reason = p.effect(), p.Status, p.Stage, p.Public

@@ -54,6 +54,9 @@ func (s *Server) answer(ctx context.Context, x *exchange) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.fresh(x, target.Path); err != nil {
+		return nil, err
+	}
 	switch {
 	case target == rootTarget:
 		return bodyAnswer([]byte("Headgate "+s.version+"\n"), textPlain), nil
@@ -111,6 +114,7 @@ type judge struct {
 	generation *policy.Generation
 	input      *policy.Input
 	access     policy.Decision
+	identity   *identity.Service
 	target     mirror.Target
 }
 
@@ -134,16 +138,21 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 		return nil, &Problem{Status: http.StatusNotFound, Code: "NOT-FOUND", Public: "no such module, version or file", Stage: "access"}
 	}
 	input.Context.Profile, input.Context.Waivers = decision.Profile, namesOf(decision.Waivers)
-	return &judge{generation: generation, input: input, access: decision, target: target}, nil
+	j := &judge{generation: generation, input: input, access: decision, identity: s.identity, target: target}
+	return j, s.unlocked(x, j)
 }
 
-// release asks policy about versions with their facts, in one call.
+// release asks policy about versions with their facts, in one call, and then for locks.
 func (j *judge) release(ctx context.Context, releases ...mirror.Release) ([]policy.Decision, error) {
 	resources := make([]policy.Resource, len(releases))
 	for i, r := range releases {
 		resources[i] = resourceOf(j.input.Resource.Name, r, j.input.Context.Day)
 	}
-	return j.generation.Release(ctx, j.input, resources)
+	decisions, err := j.generation.Release(ctx, j.input, resources)
+	if err != nil {
+		return nil, err
+	}
+	return j.stop(releases, decisions), nil
 }
 
 // open answers a target that release policy does not judge.

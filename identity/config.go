@@ -10,7 +10,8 @@ import (
 
 // Config is the identity section of the configuration file.
 type Config struct {
-	// Database is the SQLite file; empty: headgate.db in the state folder. The
+	// Database is the SQLite file, or a file that holds the URL of a PostgreSQL
+	// database (a fleet has one); empty: headgate.db in the state folder. The
 	// program opens it and passes it on as Options.DB.
 	Database string `yaml:"database"`
 	// PepperFile holds the keys under which token secrets are stored, one line

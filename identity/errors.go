@@ -26,6 +26,7 @@ const (
 	CertExpired       Code = "CERT-EXPIRED"       // its certificate is over
 	CRLStale          Code = "CRL-STALE"          // its authority's revocation list is over or missing
 	Locked            Code = "LOCKED"             // an administrator stopped the user, device or token
+	RevocationStale   Code = "REVOCATION-STALE"   // what other nodes revoked is not known, and the route is strict
 	RequestInvalid    Code = "REQUEST-INVALID"    // the request itself makes no sense
 	IssuerDown        Code = "ISSUER-DOWN"        // the issuer's keys are unknown or too old
 	StateDown         Code = "STATE-DOWN"         // the database cannot be written

@@ -57,8 +57,24 @@ func openStore(ctx context.Context, db *sql.DB) (*store, error) {
 	if _, err := p.Up(ctx); err != nil {
 		return nil, fmt.Errorf("migrating token table: %w", err)
 	}
+	if dialect == goose.DialectPostgres {
+		if _, err := db.ExecContext(ctx, notify); err != nil {
+			return nil, fmt.Errorf("preparing notifications: %w", err)
+		}
+	}
 	return &store{db: db}, nil
 }
+
+// NotifyChannel is where PostgreSQL notifies listeners that something changed on some node.
+const NotifyChannel = "headgate_identity"
+
+// notify makes each change of the clock a notification. Nodes that start together take turns.
+const notify = `BEGIN;
+	SELECT pg_advisory_xact_lock(hashtext('` + NotifyChannel + `'));
+	CREATE OR REPLACE FUNCTION identity_notify() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM pg_notify('` + NotifyChannel + `', ''); RETURN NULL; END $$;
+	CREATE OR REPLACE TRIGGER identity_clock_notify AFTER UPDATE ON identity_clock EXECUTE FUNCTION identity_notify();
+	COMMIT`
 
 // dialectOf tells which of the two databases this is: only one knows its version by this name.
 func dialectOf(ctx context.Context, db *sql.DB) goose.Dialect {

@@ -19,7 +19,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	_ "modernc.org/sqlite" // the driver of the default state database
 
 	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/gateway"
@@ -148,38 +147,20 @@ func (a *app) openAudit(logger *slog.Logger, r prometheus.Registerer, acceptDama
 }
 
 func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) error {
-	db, err := openDatabase(orElse(a.config.Identity.Database, filepath.Join(a.config.State, "headgate.db")))
+	db, err := openDatabase(orElse(a.config.Identity.Database, filepath.Join(a.config.State, "headgate.db")), logger)
 	if err != nil {
 		return err
 	}
-	a.db = db
+	a.db = db.DB
 	a.closers = append(a.closers, db.Close)
 	a.identity, err = identity.Open(ctx, a.config.Identity, identity.Options{
-		DB: db, Keys: filepath.Join(a.config.State, "keys"), Logger: logger, Registerer: r, Fingerprint: a.audit.Fingerprint,
+		DB: db.DB, Wake: db.wake, Poll: db.poll, Keys: filepath.Join(a.config.State, "keys"), Logger: logger, Registerer: r, Fingerprint: a.audit.Fingerprint,
 	})
 	if err != nil {
 		return fmt.Errorf("opening identity: %w", err)
 	}
 	a.closers = append(a.closers, a.identity.Close)
 	return nil
-}
-
-// openDatabase opens the SQLite state database: one writer waits for another instead of failing, and a commit is durable.
-func openDatabase(file string) (*sql.DB, error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600) // SQLite would make it readable for everybody
-	if err != nil {
-		return nil, fmt.Errorf("opening the state database: %w", err)
-	}
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("opening the state database: %w", err)
-	}
-	dsn := "file:" + (&url.URL{Path: file}).EscapedPath() +
-		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_txlock=immediate"
-	db, err := sql.Open("sqlite", dsn)
-	if err != nil {
-		return nil, fmt.Errorf("opening the state database %s: %w", file, err)
-	}
-	return db, nil
 }
 
 func (a *app) openPolicy(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {

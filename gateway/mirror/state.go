@@ -3,23 +3,14 @@ package mirror
 import (
 	"context"
 	"database/sql"
-	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"sync"
 	"time"
 
-	"github.com/pressly/goose/v3"
 	"golang.org/x/mod/module"
 )
-
-//go:embed migrations/*.sql
-var migrations embed.FS
-
-// versionTable is this package's own, since one database serves several.
-const versionTable = "mirror_goose_version"
 
 // stateTimeout bounds one write of the state database.
 const stateTimeout = 30 * time.Second
@@ -27,12 +18,14 @@ const stateTimeout = 30 * time.Second
 // state is what the mirror keeps in the state database about versions: when
 // each was first seen, where it came from, what its newest sibling says of it.
 type state struct {
-	db  *sql.DB
-	now func() time.Time
+	db    *sql.DB
+	now   func() time.Time
+	sumdb string // the database that numbers are of
 
-	writing chan struct{} // of one: whoever put something in writes
-	mu      sync.Mutex    // guards waiting
-	waiting []*sighting   // for the next transaction
+	writing chan struct{}            // of one: whoever put something in writes
+	mu      sync.Mutex               // guards all below
+	waiting []*sighting              // for the next transaction
+	hints   map[module.Version]int64 // numbers of records that were proved for a file on its way in
 }
 
 // A sighting is what a file, or a proved checksum record, tells of a version.
@@ -45,6 +38,8 @@ type sighting struct {
 	origin           Origin
 	movedTo          string // another commit that the tag names now
 	modHash, zipHash string
+	number           int64 // of the record in the public checksum database, plus one; 0 is not known
+	licences         string
 
 	err  error
 	done chan struct{} // closed once err is set
@@ -57,6 +52,9 @@ type known struct {
 	indexed         bool
 	origin          Origin
 	movedTo         string
+	number          int64     // of the record in the public checksum database, plus one; 0 is not known
+	fed             time.Time // when the feed saw it
+	licences        string
 }
 
 // A teaching is what the go.mod of a module's newest version says of all; newest
@@ -73,20 +71,11 @@ type interval struct {
 	Rationale string `json:",omitempty"`
 }
 
-func openState(ctx context.Context, db *sql.DB, now func() time.Time) (*state, error) {
-	sub, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return nil, fmt.Errorf("opening migrations: %w", err)
+func openState(ctx context.Context, db *sql.DB, sumdb string, now func() time.Time) (*state, error) {
+	if err := migrate(ctx, db); err != nil {
+		return nil, err
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, sub,
-		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return nil, fmt.Errorf("preparing migrations: %w", err)
-	}
-	if _, err := p.Up(ctx); err != nil {
-		return nil, fmt.Errorf("migrating the mirror's tables: %w", err)
-	}
-	return &state{db: db, now: now, writing: make(chan struct{}, 1)}, nil
+	return &state{db: db, now: now, sumdb: sumdb, writing: make(chan struct{}, 1), hints: map[module.Version]int64{}}, nil
 }
 
 // note writes a sighting and returns once it is durable. Callers that come
@@ -94,6 +83,10 @@ func openState(ctx context.Context, db *sql.DB, now func() time.Time) (*state, e
 func (s *state) note(ctx context.Context, x *sighting) error {
 	x.done = make(chan struct{})
 	s.mu.Lock()
+	if hint, ok := s.hints[x.v]; ok && x.number == 0 {
+		x.number = hint
+		delete(s.hints, x.v)
+	}
 	s.waiting = append(s.waiting, x)
 	s.mu.Unlock()
 	select {
@@ -106,6 +99,20 @@ func (s *state) note(ctx context.Context, x *sighting) error {
 	}
 	<-x.done
 	return x.err
+}
+
+// maxHints bounds the numbers that wait for their files.
+const maxHints = 4096
+
+// hint keeps the number of a record that was just proved, for the sighting of
+// the file that it was asked for. One that is lost is proved again.
+func (s *state) hint(v module.Version, number int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.hints) >= maxHints {
+		clear(s.hints)
+	}
+	s.hints[v] = number
 }
 
 // write stores all that waits, in one transaction. Only who holds writing calls it.
@@ -167,8 +174,8 @@ func (s *state) upsert(ctx context.Context, tx *sql.Tx, x *sighting, now int64) 
 	}
 	o := x.origin
 	_, err := tx.ExecContext(ctx, `INSERT INTO mirror_versions AS m
-			(path, version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to, mod_hash, zip_hash)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+			(path, version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to, mod_hash, zip_hash, sumdb, number, licences)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 		ON CONFLICT (path, version) DO UPDATE SET
 			seen       = CASE WHEN m.seen = 0 THEN excluded.seen ELSE m.seen END,
 			indexed    = CASE WHEN m.indexed = 0 THEN excluded.indexed ELSE m.indexed END,
@@ -178,15 +185,20 @@ func (s *state) upsert(ctx context.Context, tx *sql.Tx, x *sighting, now int64) 
 			origin     = CASE WHEN m.origin = '' THEN excluded.origin ELSE m.origin END,
 			moved_to   = CASE WHEN m.moved_to = '' THEN excluded.moved_to ELSE m.moved_to END,
 			mod_hash   = CASE WHEN m.mod_hash = '' THEN excluded.mod_hash ELSE m.mod_hash END,
-			zip_hash   = CASE WHEN m.zip_hash = '' THEN excluded.zip_hash ELSE m.zip_hash END`,
-		x.v.Path, x.v.Version, seen, place, micros(x.published), o.VCS, o.URL, o.Commit, x.movedTo, x.modHash, x.zipHash)
+			zip_hash   = CASE WHEN m.zip_hash = '' THEN excluded.zip_hash ELSE m.zip_hash END,
+			sumdb      = CASE WHEN excluded.number = 0 THEN m.sumdb ELSE excluded.sumdb END,
+			number     = CASE WHEN excluded.number = 0 THEN m.number ELSE excluded.number END,
+			licences   = CASE WHEN m.licences = '' THEN excluded.licences ELSE m.licences END`,
+		x.v.Path, x.v.Version, seen, place, micros(x.published), o.VCS, o.URL, o.Commit, x.movedTo, x.modHash, x.zipHash,
+		s.sumdb, x.number, x.licences)
 	return err
 }
 
 // versions gives the rows of a module, or of one version where it is not "".
 func (s *state) versions(ctx context.Context, path, version string) (map[string]known, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to
-		FROM mirror_versions WHERE path = $1 AND ($2 = '' OR version = $2)`, path, version)
+	rows, err := s.db.QueryContext(ctx, `SELECT version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to,
+			CASE WHEN sumdb = $3 THEN number ELSE 0 END, fed, licences
+		FROM mirror_versions WHERE path = $1 AND ($2 = '' OR version = $2)`, path, version, s.sumdb)
 	if err != nil {
 		return nil, fmt.Errorf("reading versions of %s: %w", path, err)
 	}
@@ -194,11 +206,12 @@ func (s *state) versions(ctx context.Context, path, version string) (map[string]
 	all := map[string]known{}
 	for rows.Next() {
 		var k known
-		var seen, indexed, published int64
-		if err := rows.Scan(&k.version, &seen, &indexed, &published, &k.origin.VCS, &k.origin.URL, &k.origin.Commit, &k.movedTo); err != nil {
+		var seen, indexed, published, fed int64
+		if err := rows.Scan(&k.version, &seen, &indexed, &published, &k.origin.VCS, &k.origin.URL, &k.origin.Commit, &k.movedTo,
+			&k.number, &fed, &k.licences); err != nil {
 			return nil, fmt.Errorf("reading versions of %s: %w", path, err)
 		}
-		k.seen, k.published, k.indexed = fromMicros(seen), fromMicros(published), indexed != 0
+		k.seen, k.published, k.fed, k.indexed = fromMicros(seen), fromMicros(published), fromMicros(fed), indexed != 0
 		all[k.version] = k
 	}
 	if err := rows.Err(); err != nil {

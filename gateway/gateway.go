@@ -61,6 +61,8 @@ type Server struct {
 	version  string
 	started  time.Time
 
+	viewAge func() time.Duration // how old this node's view of revocations and locks is
+
 	base     string // path prefix of URL, without a trailing slash
 	public   http.Handler
 	local    http.Handler
@@ -79,6 +81,9 @@ func New(cfg Config, o Options) *Server {
 	s := &Server{
 		cfg: cfg, names: map[string]bool{}, identity: o.Identity, policy: o.Policy, mirror: o.Mirror, audit: o.Audit,
 		log: o.Logger, registry: o.Registry, version: o.Version, started: time.Now(),
+	}
+	if s.identity != nil {
+		s.viewAge = s.identity.ViewAge
 	}
 	if s.registry == nil {
 		s.registry = prometheus.NewRegistry()

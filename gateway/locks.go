@@ -31,7 +31,7 @@ type LockRequest struct {
 // fresh refuses what may have been revoked or locked elsewhere without this node having learnt of it. Routes whose
 // operator prefers service are answered, and their record says so.
 func (s *Server) fresh(x *exchange, path string) error {
-	age := s.identity.ViewAge()
+	age := s.viewAge()
 	if age < viewDegraded {
 		return nil
 	}

@@ -133,7 +133,8 @@ func TestC51IndexIsFilteredForTheCaller(t *testing.T) {
 	}
 	// More than a page is hidden before the next one that is not.
 	_, err = b.db.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 4500)
-		INSERT INTO mirror_versions SELECT 'example.com/' || CASE WHEN i = 4500 THEN 'lib2' ELSE 'lib0' END, 'v1.1.' || i, 0, 4000000000000000 + i, 0, '', '', '', '', '', '' FROM n`)
+		INSERT INTO mirror_versions (path, version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to, mod_hash, zip_hash)
+		SELECT 'example.com/' || CASE WHEN i = 4500 THEN 'lib2' ELSE 'lib0' END, 'v1.1.' || i, 0, 4000000000000000 + i, 0, '', '', '', '', '', '' FROM n`)
 	must(t, err)
 	w = b.ask("GET", "/index?limit=2", "Authorization: Bearer "+narrow)
 	if all := lines(t, w.Body.String()); len(all) != 2 || all[1].Version != "v1.1.4500" {

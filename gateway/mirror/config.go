@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,9 +32,15 @@ type Config struct {
 	// OwnSumdb is the checksum database that the gateway signs itself. It vouches
 	// for private modules as well as for public ones.
 	OwnSumdb OwnSumdb `yaml:"own_sumdb"`
-	// AgeSources tell how old a version is: "index" is when it was first proved
-	// to exist here. Empty: age is off, and rules on it do not apply.
+	// AgeSources tell how old a version is; the earliest day that one of them
+	// shows counts. "index" is when it was first proved to exist here, "sumdb" the
+	// day by which the first of sumdb had its record, "feed" when index_feed saw
+	// it. Empty: age is off, and rules on it do not apply.
 	AgeSources []string `yaml:"age_sources"`
+	// IndexFeed is the URL of an index of public modules in the form of
+	// https://index.golang.org/index, for the age source feed. It is read in the
+	// background, for 90 days back at first. Empty: none.
+	IndexFeed string `yaml:"index_feed"`
 	// FactsWait is how long a list waits for facts that need another upstream
 	// request; what is not known then is missing in that answer. 0 is 5 s.
 	FactsWait time.Duration `yaml:"facts_wait"`
@@ -193,17 +200,32 @@ func (c Config) Validate() []error {
 			bad("own_sumdb.name: %w", err)
 		}
 	}
-	for i, source := range c.AgeSources {
-		if source != "index" {
-			bad("age_sources[%d]: %q is no source of ages; want index", i, source)
-		}
-	}
+	c.validateAges(bad)
 	for i, h := range c.CodeHosts {
 		if h.Host == "" || strings.Contains(h.Host, "/") || h.Elements < 1 {
 			bad("code_hosts[%d]: %q with %d elements; want a host and 1 or more", i, h.Host, h.Elements)
 		}
 	}
 	return errs
+}
+
+// validateAges wants the feed to be named where it counts, and nowhere else.
+func (c Config) validateAges(bad func(string, ...any)) {
+	for i, source := range c.AgeSources {
+		if source != "index" && source != "sumdb" && source != "feed" {
+			bad("age_sources[%d]: %q is no source of ages; want index, sumdb or feed", i, source)
+		}
+	}
+	switch used := slices.Contains(c.AgeSources, "feed"); {
+	case used && c.IndexFeed == "":
+		bad("index_feed: is empty, and age_sources names feed; want the URL of an index")
+	case !used && c.IndexFeed != "":
+		bad("index_feed: is of no use; want feed in age_sources, or no feed")
+	case used:
+		if err := checkFeed(c.IndexFeed, c.InsecureHTTP); err != nil {
+			bad("index_feed: %q: %w", c.IndexFeed, err)
+		}
+	}
 }
 
 func hintFor(err error) string {

@@ -29,11 +29,14 @@ type Facts struct {
 	// Published is the commit time of a stored .info, which its author sets:
 	// to show, never to judge. Zero where it is not known.
 	Published time.Time
-	// FirstSeen is when content under the version's name was first proved to
-	// exist here; zero where it was not. Age is "ok" with it, "missing" without
-	// it, and "off" where no age source is configured.
+	// FirstSeen is the earliest time at which an age source shows the version;
+	// zero where none does. Age is "ok" with it; without it "missing", or "stale"
+	// where the index feed was not read for long; and "off" where no source is
+	// configured that could show it.
 	FirstSeen time.Time
 	Age       string
+	// Licences are those of the zip.
+	Licences Licences
 	// Retracted and Deprecated are what the go.mod of the newest version says.
 	Retracted, Deprecated Flag
 	// Origin is where the stored .info says that the version comes from.
@@ -43,6 +46,15 @@ type Facts struct {
 	OriginDrift string
 
 	indexed bool
+	undated bool // the checksum database could show it, and was not asked
+}
+
+// Licences are what the zip of a version says. Status is "found" with SPDX IDs,
+// sorted, "none", "unknown" where there is a licence file that is not known,
+// "missing" where no zip was looked at yet, and "" without a state database.
+type Licences struct {
+	Status string
+	IDs    []string
 }
 
 // Flag is a yes or no of a go.mod, with its author's text cut to a short
@@ -77,22 +89,28 @@ func (m *Mirror) Facts(ctx context.Context, path, version string) Facts {
 
 // A recollection is what the state database knows of it.
 type recollection struct {
-	on, aging bool
-	rows      map[string]known
-	taught    *teaching
+	m      *Mirror
+	covers bool // some age source can show the module's versions
+	dates  bool // the checksum database can
+	rows   map[string]known
+	taught *teaching
 }
 
 // recall reads what is known of a version, or of all where it is "". A database
 // that does not answer makes facts missing, not requests fail.
 func (m *Mirror) recall(ctx context.Context, path, version string) recollection {
-	r := recollection{on: m.state != nil, aging: len(m.cfg.AgeSources) > 0}
+	visibility, exempt := m.Visibility(path), m.exempt(path)
+	r := recollection{m: m, covers: m.ages.covers(visibility, exempt), dates: m.ages.sumdb && visibility == Public && !exempt}
 	if m.state == nil {
 		return r
 	}
-	var err1, err2 error
+	var err1, err2, err3 error
 	r.rows, err1 = m.state.versions(ctx, path, version)
-	r.taught, err2 = m.state.teaching(ctx, path)
-	if err := errors.Join(err1, err2); err != nil {
+	if err1 == nil && m.ages.feed && visibility == Public {
+		err2 = m.state.fed(ctx, path, version, r.rows)
+	}
+	r.taught, err3 = m.state.teaching(ctx, path)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		m.log.LogAttrs(ctx, slog.LevelError, "facts are missing", slog.String("module", path), slog.Any("err", err))
 	}
 	return r
@@ -101,7 +119,7 @@ func (m *Mirror) recall(ctx context.Context, path, version string) recollection 
 // tell fills in what is known of a version.
 func (r recollection) tell(version string, f *Facts) {
 	f.Age = "off"
-	if !r.on {
+	if r.m.state == nil {
 		return
 	}
 	k := r.rows[version]
@@ -112,10 +130,19 @@ func (r recollection) tell(version string, f *Facts) {
 		f.OriginDrift = "same"
 	}
 	f.Retracted, f.Deprecated = r.taught.flags(version)
-	if f.FirstSeen = k.seen; r.aging && k.seen.IsZero() {
-		f.Age = "missing"
-	} else if r.aging {
+	f.Licences = readLicences(k.licences)
+	if !r.covers {
+		return
+	}
+	f.FirstSeen = r.m.ages.firstSeen(k)
+	f.undated = r.dates && k.number == 0 && r.m.now().Sub(f.FirstSeen) < feedWindow // nothing is older than that for policy
+	switch {
+	case !f.FirstSeen.IsZero():
 		f.Age = "ok"
+	case r.m.ages.feed && r.m.feed.stale():
+		f.Age = "stale"
+	default:
+		f.Age = "missing"
 	}
 }
 

@@ -98,7 +98,7 @@ func checkInfo(b []byte, path string) (string, error) {
 func (m *Mirror) fetchMod(ctx context.Context, t Target) error {
 	var b []byte
 	want, err := m.vouched(ctx, t, func(ctx context.Context) (err error) {
-		b, err = m.up.Get(ctx, t.upstreamPath(), maxMod, checkMod)
+		b, err = m.up.Get(ctx, t.upstreamPath(), maxMod, hasModuleLine)
 		return err
 	})
 	if err != nil {
@@ -111,18 +111,38 @@ func (m *Mirror) fetchMod(ctx context.Context, t Target) error {
 	if want.mod != "" && got != want.mod {
 		return m.incident(&IncidentError{Kind: "sumdb", Module: t.module(), File: "mod", Want: want.mod, Got: got})
 	}
+	if err := checkMod(b); err != nil { // only now: what the database does not vouch for is not parsed
+		return fmt.Errorf("%w: .mod of %s: %w", ErrUpstream, t.module(), err)
+	}
 	return m.public.Publish(ctx, t.upstreamPath(), b)
 }
+
+// maxParsed is the longest go.mod, in bytes, that is parsed: the parse takes
+// some thirty times as much memory. The longest that are known have 100 kB.
+const maxParsed = 1 << 20
 
 // checkMod wants what the go command can read, with a module line; its path
 // may be another one, as in forks.
 func checkMod(b []byte) error {
+	if len(b) > maxParsed {
+		return hasModuleLine(b)
+	}
 	f, err := modfile.ParseLax("go.mod", b, nil)
 	if err != nil {
 		return err
 	}
 	if f.Module == nil {
-		return errors.New("go.mod has no module line")
+		return errNoModule
+	}
+	return nil
+}
+
+var errNoModule = errors.New("go.mod has no module line")
+
+// hasModuleLine is what tells a go.mod from a page of a server, without parsing it.
+func hasModuleLine(b []byte) error {
+	if modfile.ModulePath(b) == "" {
+		return errNoModule
 	}
 	return nil
 }
@@ -269,9 +289,12 @@ func (m *Mirror) sums(ctx context.Context, v module.Version) (sums, error) {
 	if m.exempt(v.Path) {
 		return sums{}, nil
 	}
-	zip, mod, err := m.vouches.Sums(ctx, v)
+	r, err := m.vouches.Record(ctx, v)
 	if err == nil {
-		return sums{zip, mod}, nil
+		if m.state != nil && m.ages.sumdb {
+			m.state.hint(v, r.Number+1)
+		}
+		return sums{r.Zip, r.Mod}, nil
 	}
 	return sums{}, m.sumdbError(v, err)
 }

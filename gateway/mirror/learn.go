@@ -37,6 +37,7 @@ func (m *Mirror) sighted(ctx context.Context, t Target, f *File) {
 		x.modHash = f.Hash
 	case Zip:
 		x.zipHash = f.Hash
+		x.licences = m.findLicences(ctx, t)
 	}
 	if err := m.state.note(ctx, x); err != nil {
 		m.log.LogAttrs(ctx, slog.LevelError, "version not noted in the state database; it is when it is next read from disk",
@@ -132,6 +133,9 @@ func (m *Mirror) study(ctx context.Context, path, version string) error {
 }
 
 func readTeaching(mod []byte) (*teaching, error) {
+	if len(mod) > maxParsed {
+		return nil, fmt.Errorf("it has %d bytes, too many to be parsed", len(mod))
+	}
 	f, err := modfile.ParseLax("go.mod", mod, nil)
 	if err != nil {
 		return nil, err
@@ -199,12 +203,12 @@ func newestOf(versions []string) string {
 // facts are waited for; what takes longer goes on behind it. It tells whether
 // anything was looked up.
 func (m *Mirror) date(ctx context.Context, path string, releases []Release) bool {
-	if m.state == nil || len(m.cfg.AgeSources) == 0 || isCachedOnly(ctx) || m.up.Island() || m.Visibility(path) != Public || m.exempt(path) {
+	if m.state == nil || !m.ages.index && !m.ages.sumdb || isCachedOnly(ctx) || m.up.Island() || m.Visibility(path) != Public || m.exempt(path) {
 		return false
 	}
 	var young []string
 	for _, r := range slices.Backward(releases) {
-		if r.Facts.Age == "missing" {
+		if r.Facts.datable() {
 			young = append(young, r.Version)
 		}
 	}
@@ -229,7 +233,7 @@ func (m *Mirror) date(ctx context.Context, path string, releases []Release) bool
 
 // prove notes a version whose checksum record is proved.
 func (m *Mirror) prove(ctx context.Context, v module.Version) error {
-	want, err := m.sums(ctx, v)
+	want, err := m.sums(ctx, v) // which leaves the record's number as a hint
 	if err != nil {
 		return err
 	}
@@ -240,9 +244,12 @@ func (m *Mirror) prove(ctx context.Context, v module.Version) error {
 	return nil
 }
 
+// datable tells that the checksum database may show a version, or show it to be older than it seems.
+func (f Facts) datable() bool { return f.undated || f.Age == "missing" || f.Age == "stale" }
+
 // dated is the facts of a version once its age was looked for.
 func (m *Mirror) dated(ctx context.Context, v module.Version, f Facts) Facts {
-	if f.Age != "missing" {
+	if !f.datable() {
 		return f
 	}
 	if !m.date(ctx, v.Path, []Release{{v.Version, f}}) {

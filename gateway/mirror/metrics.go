@@ -11,6 +11,7 @@ type metrics struct {
 	shared    prometheus.Counter
 	conflicts prometheus.Counter
 	sumdb     *prometheus.CounterVec
+	feed      *prometheus.CounterVec
 }
 
 // Values of the labels of headgate_cache_requests_total and headgate_sumdb_failures_total.
@@ -34,6 +35,12 @@ func newMetrics(r prometheus.Registerer, public, private *store.Store) *metrics 
 		sumdb: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "headgate_sumdb_failures_total", Help: "Files refused because the checksum database did not vouch for them.",
 		}, []string{"cause"}),
+		feed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "headgate_index_feed_reads_total", Help: "Pages asked of the index feed.",
+		}, []string{"result"}),
+	}
+	for _, r := range []string{"ok", "error"} {
+		m.feed.WithLabelValues(r)
 	}
 	for _, t := range tiers {
 		for _, h := range hits {
@@ -46,7 +53,7 @@ func newMetrics(r prometheus.Registerer, public, private *store.Store) *metrics 
 	if r == nil {
 		return m
 	}
-	r.MustRegister(m.cache, m.shared, m.conflicts, m.sumdb)
+	r.MustRegister(m.cache, m.shared, m.conflicts, m.sumdb, m.feed)
 	for name, s := range map[string]*store.Store{"public": public, "private": private} {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "headgate_store_bytes", Help: "Bytes of stored files.",

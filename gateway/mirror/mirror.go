@@ -20,6 +20,7 @@ import (
 	"golang.org/x/mod/module"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/headgate/headgate/gateway/mirror/licence"
 	"github.com/headgate/headgate/gateway/mirror/store"
 	"github.com/headgate/headgate/gateway/mirror/sumdb"
 	"github.com/headgate/headgate/gateway/mirror/upstream"
@@ -63,6 +64,9 @@ type Mirror struct {
 	vouches    *sumdb.Database // the database that public files are checked against
 	own        *sumdb.Own      // nil without a state database
 	state      *state          // nil without one
+	ages       ages
+	feed       *feed // nil where none is configured
+	licences   licence.Finder
 	sumdbNames []string
 	routes     routes
 	git        *gitSource // nil where no private route has hosts
@@ -130,6 +134,9 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := m.openGit(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	if err := m.openFeed(ctx, o); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
 	m.running.Go(m.scan)
 	return m, nil
 }
@@ -151,7 +158,9 @@ func (m *Mirror) openStores(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d, err := sumdb.Open(ctx, sumdb.Options{Key: key, Fetch: m.fetchSumdb(name), Store: m.public, Logger: m.log})
+		d, err := sumdb.Open(ctx, sumdb.Options{
+			Key: key, Fetch: m.fetchSumdb(name), Store: m.public, Logger: m.log, Seen: m.seenHead(name),
+		})
 		if err != nil {
 			return err
 		}
@@ -167,9 +176,12 @@ func (m *Mirror) openStores(ctx context.Context) error {
 // openState opens what is kept in the state database, where there is one.
 func (m *Mirror) openState(ctx context.Context, o Options) (err error) {
 	if o.DB == nil {
-		return nil
+		return m.openAges(ctx)
 	}
-	if m.state, err = openState(ctx, o.DB, m.now); err != nil {
+	if m.state, err = openState(ctx, o.DB, m.vouches.Name(), m.now); err != nil {
+		return err
+	}
+	if err := m.openAges(ctx); err != nil {
 		return err
 	}
 	if m.cfg.OwnSumdb.KeyFile == "" {

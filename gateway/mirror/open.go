@@ -58,7 +58,7 @@ func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 	f, err := m.stored(ctx, t)
 	if err == nil {
 		m.metrics.cache.WithLabelValues("disk", "hit").Inc()
-		if !f.Facts.indexed { // stored before there was an index, or just before the power went
+		if !f.Facts.indexed || t.Kind == Zip && f.Facts.Licences.Status == "missing" { // stored before there was an index, or just before the power went
 			m.sighted(ctx, t, f)
 		}
 		m.hot.put(t, f)
@@ -84,7 +84,7 @@ func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 // aged is opened for a file that was not in memory. No checksum covers an
 // .info, so that its version may have to be dated.
 func (m *Mirror) aged(ctx context.Context, t Target, f *File, tier string) (*File, error) {
-	if t.Kind == Info && f.Facts.Age == "missing" {
+	if t.Kind == Info && f.Facts.datable() {
 		fresh := *f
 		fresh.Facts = m.dated(ctx, t.module(), f.Facts)
 		f = &fresh

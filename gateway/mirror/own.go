@@ -100,14 +100,14 @@ func (m *Mirror) ownSums(ctx context.Context, v module.Version) (zipHash, modHas
 	if m.Visibility(v.Path) == Private {
 		return m.storedSums(ctx, v)
 	}
-	zipHash, modHash, err = m.vouches.Sums(ctx, v)
+	r, err := m.vouches.Record(ctx, v)
 	if errors.Is(err, sumdb.ErrNotListed) {
 		return "", "", notThere(fileTarget(v, Sumdb))
 	}
 	if err != nil {
 		return "", "", m.sumdbError(v, err)
 	}
-	return zipHash, modHash, nil
+	return r.Zip, r.Mod, nil
 }
 
 // recorded are the hashes that our own database has of a private version: bytes

@@ -455,7 +455,13 @@ func TestStateConfig(t *testing.T) {
 		cfg  mirror.Config
 		want string
 	}{
-		{"age source", mirror.Config{AgeSources: []string{"feed"}}, `age_sources[0]: "feed"`},
+		{"age source", mirror.Config{AgeSources: []string{"guess"}}, `age_sources[0]: "guess"`},
+		{"feed without URL", mirror.Config{AgeSources: []string{"feed"}}, "index_feed: is empty"},
+		{"feed that nobody asks", mirror.Config{AgeSources: []string{"index"}, IndexFeed: "https://index.example/index"}, "index_feed: is of no use"},
+		{"feed with a query", mirror.Config{AgeSources: []string{"feed"}, IndexFeed: "https://index.example/index?x=1"}, "index_feed: "},
+		{"feed without a path", mirror.Config{AgeSources: []string{"feed"}, IndexFeed: "https://index.example"}, "index_feed: "},
+		{"feed with a password", mirror.Config{AgeSources: []string{"feed"}, IndexFeed: "https://a:b@index.example/index"}, "index_feed: "},
+		{"feed over http", mirror.Config{AgeSources: []string{"feed"}, IndexFeed: "http://index.example/index"}, "index_feed: "},
 		{"facts wait", mirror.Config{FactsWait: -1}, "facts_wait: -1"},
 		{"name", mirror.Config{OwnSumdb: mirror.OwnSumdb{Name: "Corp Sumdb"}}, "own_sumdb.name: "},
 	} {

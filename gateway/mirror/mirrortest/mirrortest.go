@@ -152,6 +152,16 @@ func (s *Server) WrongSum(path, version string, drop bool) {
 	s.wrong[module.Version{Path: path, Version: version}] = map[bool]string{true: "drop", false: "other"}[drop]
 }
 
+// Record gives a version its record in the checksum database now, as somebody
+// else's lookup would.
+func (s *Server) Record(path, version string) error {
+	s.mu.Lock()
+	db := s.db
+	s.mu.Unlock()
+	_, err := db.Lookup(context.Background(), module.Version{Path: path, Version: version})
+	return err
+}
+
 // Fork starts a second history under the same key, as a hostile or restored
 // database would: n records of its own come first.
 func (s *Server) Fork(n int) {

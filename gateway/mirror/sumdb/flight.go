@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // flight is the sumdb.ClientOps of one question: the database's memory is
@@ -27,7 +28,7 @@ type flight struct {
 	afresh bool
 
 	mu     sync.Mutex // guards all below
-	lookup []byte     // the record as the database sent it
+	lookup []byte     // the record as the database sent it, now or when it was kept
 	errs   []error    // of ReadRemote
 }
 
@@ -118,7 +119,13 @@ func (f *flight) ReadCache(file string) ([]byte, error) {
 	if f.afresh {
 		return nil, fs.ErrNotExist
 	}
-	return f.d.store.Read(f.ctx, "sumdb/"+file, maxLookup)
+	b, err := f.d.store.Read(f.ctx, "sumdb/"+file, maxLookup)
+	if err == nil && strings.HasPrefix(file, f.d.name+"/lookup/") {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.lookup = b
+	}
+	return b, err
 }
 
 // WriteCache is called with what was proved. What is not kept is asked for
@@ -130,6 +137,10 @@ func (f *flight) WriteCache(file string, data []byte) {
 	if err := f.d.store.Keep(f.ctx, "sumdb/"+file, data); err != nil {
 		f.d.log.LogAttrs(f.ctx, slog.LevelWarn, "checksum file not kept",
 			slog.String("sumdb", f.d.name), slog.String("file", file), slog.Any("err", err))
+		return
+	}
+	if tile, err := tlog.ParseTilePath(strings.TrimPrefix(file, f.d.name+"/")); err == nil {
+		f.d.dropPartial(f.ctx, tile)
 	}
 }
 
@@ -145,21 +156,56 @@ func (d *Database) swap(ctx context.Context, old, head []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := d.swapLocked(ctx, old, head, tree); err != nil {
+		return err
+	}
+	d.seen(ctx, tree, head)
+	return nil
+}
+
+func (d *Database) swapLocked(ctx context.Context, old, head []byte, tree tlog.Tree) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !bytes.Equal(d.head, old) {
 		return sumdb.ErrWriteConflict
 	}
-	if err := d.store.Replace(ctx, d.file("latest"), head); err != nil {
-		return err
+	if err := d.store.Swap(ctx, d.file("latest"), old, head); err != nil {
+		return d.adopt(ctx, err)
 	}
 	d.head, d.tree = head, tree
-	// The first head of each day dates every record below its size.
-	day := d.file("heads/" + time.Now().UTC().Format(time.DateOnly))
-	if _, err := d.store.Read(ctx, day, maxLookup); errors.Is(err, fs.ErrNotExist) {
-		return d.store.Replace(ctx, day, head)
-	}
 	return nil
+}
+
+// adopt takes over the head that another process over the same store has put
+// in front of ours: it has proved that it continues the one that we knew.
+func (d *Database) adopt(ctx context.Context, err error) error {
+	head, rerr := d.store.Read(ctx, d.file("latest"), maxLookup)
+	if rerr != nil || bytes.Equal(head, d.head) {
+		return err
+	}
+	tree, oerr := d.open(head)
+	if oerr != nil || tree.N <= d.tree.N {
+		return errors.Join(err, oerr)
+	}
+	d.head, d.tree = head, tree
+	return sumdb.ErrWriteConflict
+}
+
+// dropPartial removes the partial tiles that a full one contains.
+func (d *Database) dropPartial(ctx context.Context, full tlog.Tile) {
+	if full.W != 1<<full.H {
+		return
+	}
+	dir := d.file(full.Path() + ".p")
+	names, err := d.store.Names(ctx, dir)
+	for _, n := range names {
+		if err == nil {
+			err = d.store.Remove(ctx, path.Join(dir, n))
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // they cost a little disk, no more
+		d.log.LogAttrs(ctx, slog.LevelDebug, "partial tiles not removed", slog.String("sumdb", d.name), slog.String("tile", full.Path()), slog.Any("err", err))
+	}
 }
 
 // stop ends the use of the database, across restarts.

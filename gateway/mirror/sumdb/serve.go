@@ -44,9 +44,6 @@ func (d *Database) Lookup(ctx context.Context, m module.Version, cachedOnly bool
 	if err != nil {
 		return nil, err
 	}
-	if f.lookup == nil { // another flight kept it between our two looks
-		return d.store.Read(ctx, d.file("lookup/"+p+"@"+v), maxLookup)
-	}
 	return f.lookup, nil
 }
 
@@ -292,6 +289,7 @@ func (r *tiles) SaveTiles(list []tlog.Tile, data [][]byte) {
 		if _, err := r.d.stored(r.ctx, t); err != nil {
 			// What is not kept is asked for again.
 			_ = r.d.store.Keep(r.ctx, r.d.file(t.Path()), data[i])
+			r.d.dropPartial(r.ctx, t)
 		}
 	}
 }

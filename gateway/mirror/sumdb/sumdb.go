@@ -49,11 +49,15 @@ const (
 )
 
 // Store has files under names with slashes; store.Store is one. Keep may lose
-// a file, Replace may not.
+// a file, Replace may not. Swap is Replace if old is what is there, nil for
+// nothing, and an error else.
 type Store interface {
 	Read(ctx context.Context, name string, maxBytes int64) ([]byte, error)
 	Keep(ctx context.Context, name string, b []byte) error
 	Replace(ctx context.Context, name string, b []byte) error
+	Swap(ctx context.Context, name string, old, b []byte) error
+	Names(ctx context.Context, dir string) ([]string, error)
+	Remove(ctx context.Context, name string) error
 }
 
 // Fetch gets "/lookup/…", "/tile/…" or "/latest" of the database; a 404 must
@@ -66,8 +70,11 @@ type Options struct {
 	Key string
 	// Fetch asks the database.
 	Fetch Fetch
-	// Store keeps lookups, tiles and heads below "sumdb/NAME/".
+	// Store keeps lookups, tiles and the newest head below "sumdb/NAME/".
 	Store Store
+	// Seen, if set, is told of each newer head as it is taken over: now the tree
+	// has so many records. Many may call it at once.
+	Seen func(ctx context.Context, tree tlog.Tree, head []byte)
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -79,6 +86,7 @@ type Database struct {
 	verifier note.Verifier
 	fetch    Fetch
 	store    Store
+	seen     func(ctx context.Context, tree tlog.Tree, head []byte)
 	log      *slog.Logger
 
 	mu       sync.Mutex // guards all below
@@ -123,7 +131,10 @@ func Open(ctx context.Context, o Options) (*Database, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Database{name: v.Name(), vkey: vkey, verifier: v, fetch: o.Fetch, store: o.Store, log: o.Logger}
+	d := &Database{name: v.Name(), vkey: vkey, verifier: v, fetch: o.Fetch, store: o.Store, seen: o.Seen, log: o.Logger}
+	if d.seen == nil {
+		d.seen = func(context.Context, tlog.Tree, []byte) {}
+	}
 	if b, err := o.Store.Read(ctx, d.file("security-error"), maxLookup); err == nil {
 		d.security = fmt.Errorf("%w: %s", ErrSecurity, bytes.TrimSpace(b))
 	}
@@ -162,11 +173,19 @@ func (d *Database) open(head []byte) (tlog.Tree, error) {
 	return tlog.ParseTree([]byte(n.Text))
 }
 
-// Sums gives the two hashes that the database vouches for: of the zip and of
-// the go.mod file ("h1:…"). The error is ErrNotListed, ErrSecurity,
-// ErrInvalid or ErrUnreachable, with what lies below it.
-func (d *Database) Sums(ctx context.Context, m module.Version) (zip, mod string, err error) {
-	_, err = d.ask(ctx, m, func(c *sumdb.Client) error {
+// A Record is what a checksum database has of a version.
+type Record struct {
+	// Number is its place in the log, from 0.
+	Number int64
+	// Zip and Mod are the hashes ("h1:…") of the zip and of the go.mod file.
+	Zip, Mod string
+}
+
+// Record gives the proved record of a version. The error is ErrNotListed,
+// ErrSecurity, ErrInvalid or ErrUnreachable, with what lies below it.
+func (d *Database) Record(ctx context.Context, m module.Version) (Record, error) {
+	var r Record
+	f, err := d.ask(ctx, m, func(c *sumdb.Client) error {
 		plain, err := c.Lookup(m.Path, m.Version)
 		if err != nil {
 			return err
@@ -176,14 +195,21 @@ func (d *Database) Sums(ctx context.Context, m module.Version) (zip, mod string,
 		if err != nil {
 			return err
 		}
-		zip = hashIn(plain, m.Path+" "+m.Version+" ")
-		mod = hashIn(gomod, m.Path+" "+m.Version+"/go.mod ")
-		if zip == "" || mod == "" {
+		r.Zip = hashIn(plain, m.Path+" "+m.Version+" ")
+		r.Mod = hashIn(gomod, m.Path+" "+m.Version+"/go.mod ")
+		if r.Zip == "" || r.Mod == "" {
 			return errAnother // no line is no proof: an empty answer must never pass for a match
 		}
 		return nil
 	})
-	return zip, mod, err
+	if err != nil {
+		return Record{}, err
+	}
+	// The client has proved that the record stands at the number that it names.
+	if r.Number, _, _, err = tlog.ParseRecord(f.lookup); err != nil {
+		return Record{}, fmt.Errorf("reading the record of %s in %s: %w: %w", m, d.name, ErrInvalid, err)
+	}
+	return r, nil
 }
 
 // errAnother is a record that is proved but does not speak of the version asked for.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,8 @@ type bed struct {
 	up    *mirrortest.Server
 	store *store.Store
 	opt   sumdb.Options
+	mu    sync.Mutex
+	seen  []int64 // sizes of the heads that Seen was told of, guarded by mu
 }
 
 func module1(v string) string {
@@ -63,6 +66,11 @@ func start(tb testing.TB, n int) *bed {
 	b := &bed{up: up, store: s, opt: sumdb.Options{Key: up.Key(), Store: s, Fetch: func(ctx context.Context, path string, limit int64) ([]byte, error) {
 		return c.Get(ctx, "sumdb/"+up.Sumdb()+path, limit, nil)
 	}}}
+	b.opt.Seen = func(_ context.Context, tree tlog.Tree, _ []byte) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.seen = append(b.seen, tree.N)
+	}
 	b.open(tb)
 	return b
 }
@@ -84,32 +92,32 @@ func version(i int) module.Version {
 func (b *bed) grow(tb testing.TB, n int) {
 	tb.Helper()
 	for i := range n {
-		if _, _, err := b.Sums(tb.Context(), version(i)); err != nil {
+		if _, err := b.Record(tb.Context(), version(i)); err != nil {
 			tb.Fatal(err)
 		}
 	}
 }
 
-func TestSums(t *testing.T) {
+func TestRecord(t *testing.T) {
 	b := start(t, 2)
-	zip, mod, err := b.Sums(t.Context(), version(0))
-	if err != nil || !strings.HasPrefix(zip, "h1:") || !strings.HasPrefix(mod, "h1:") || zip == mod {
-		t.Fatalf("Sums = %q, %q, %v", zip, mod, err)
+	first, err := b.Record(t.Context(), version(0))
+	if err != nil || !strings.HasPrefix(first.Zip, "h1:") || !strings.HasPrefix(first.Mod, "h1:") || first.Zip == first.Mod || first.Number != 0 {
+		t.Fatalf("Record = %+v, %v", first, err)
 	}
 	b.up.Forget()
-	if z, m, err := b.Sums(t.Context(), version(0)); err != nil || z != zip || m != mod || len(b.up.Requests()) > 0 {
-		t.Errorf("C41 again = %q, %q, %v with requests %v; want the same without", z, m, err, b.up.Requests())
+	if again, err := b.Record(t.Context(), version(0)); err != nil || again != first || len(b.up.Requests()) > 0 {
+		t.Errorf("C41 again = %+v, %v with requests %v; want the same without", again, err, b.up.Requests())
 	}
-	if _, _, err := b.Sums(t.Context(), version(7)); !errors.Is(err, sumdb.ErrNotListed) || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := b.Record(t.Context(), version(7)); !errors.Is(err, sumdb.ErrNotListed) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("C44 Sums of what is not listed = %v, want ErrNotListed", err)
 	}
 	b.up.Break("*/lookup/*", mirrortest.Fault{Status: 500})
-	if _, _, err := b.Sums(t.Context(), version(1)); !errors.Is(err, sumdb.ErrUnreachable) || errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Sums out of reach = %v, want ErrUnreachable", err)
+	if _, err := b.Record(t.Context(), version(1)); !errors.Is(err, sumdb.ErrUnreachable) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Record out of reach = %v, want ErrUnreachable", err)
 	}
 	b.up.Clear()
-	if _, _, err := b.Sums(t.Context(), version(1)); err != nil {
-		t.Errorf("an error was kept: %v", err)
+	if r, err := b.Record(t.Context(), version(1)); err != nil || r.Number != 1 {
+		t.Errorf("the second record = %+v, %v; an error was kept?", r, err)
 	}
 }
 
@@ -129,14 +137,14 @@ func TestRecordOfAnotherVersionIsNoMatch(t *testing.T) {
 	b.opt.Store = s
 	b.open(t)
 	b.up.Break("*/lookup/*", mirrortest.Fault{Body: other})
-	if zip, mod, err := b.Sums(t.Context(), version(0)); !errors.Is(err, sumdb.ErrInvalid) {
-		t.Errorf("Sums = %q, %q, %v; want ErrInvalid", zip, mod, err)
+	if r, err := b.Record(t.Context(), version(0)); !errors.Is(err, sumdb.ErrInvalid) {
+		t.Errorf("Record = %+v, %v; want ErrInvalid", r, err)
 	}
 	if rec, err := b.Lookup(t.Context(), version(0), false); !errors.Is(err, sumdb.ErrInvalid) {
 		t.Errorf("Lookup = %q, %v; want ErrInvalid", rec, err)
 	}
 	b.up.Clear()
-	if _, _, err := b.Sums(t.Context(), version(0)); err != nil {
+	if _, err := b.Record(t.Context(), version(0)); err != nil {
 		t.Errorf("the other record was kept: %v", err)
 	}
 }
@@ -248,8 +256,8 @@ func TestLatest(t *testing.T) {
 	if err != nil || bytes.Equal(head, first) {
 		t.Errorf("C43 with the database gone: %v; want the newest head seen, across a restart", err)
 	}
-	if days, err := b.store.Names(t.Context(), "sumdb/" + b.Name() + "/heads"); err != nil || len(days) != 1 {
-		t.Errorf("heads by day: %v, %v; want one", days, err)
+	if len(b.seen) < 2 || b.seen[0] != 1 || b.seen[len(b.seen)-1] != 5 || !slices.IsSorted(b.seen) {
+		t.Errorf("sizes of the heads seen: %v, want them to rise from 1 to 5", b.seen)
 	}
 }
 
@@ -258,7 +266,7 @@ func TestRollbackIsFatalEverywhere(t *testing.T) {
 		name string
 		ask  func(*bed) error
 	}{
-		{"lookup", func(b *bed) error { _, _, err := b.Sums(t.Context(), version(5)); return err }},
+		{"lookup", func(b *bed) error { _, err := b.Record(t.Context(), version(5)); return err }},
 		{"latest", func(b *bed) error { b.open(t); _, err := b.Latest(t.Context(), false); return err }},
 		{"tile", func(b *bed) error {
 			_, err := b.Tile(t.Context(), tlog.Tile{H: 8, L: 0, N: 0, W: 7}, false)
@@ -274,7 +282,7 @@ func TestRollbackIsFatalEverywhere(t *testing.T) {
 			}
 			b.up.Forget()
 			b.open(t)
-			if _, _, err := b.Sums(t.Context(), version(8)); !errors.Is(err, sumdb.ErrSecurity) || len(b.up.Requests()) > 0 {
+			if _, err := b.Record(t.Context(), version(8)); !errors.Is(err, sumdb.ErrSecurity) || len(b.up.Requests()) > 0 {
 				t.Errorf("after a restart = %v, requests %v; want ErrSecurity and none", err, b.up.Requests())
 			}
 		})
@@ -287,7 +295,7 @@ func TestManyAtOnceKeepOneHistory(t *testing.T) {
 	var wg sync.WaitGroup
 	errs := make([]error, n)
 	for i := range n {
-		wg.Go(func() { _, _, errs[i] = b.Sums(context.Background(), version(i)) })
+		wg.Go(func() { _, errs[i] = b.Record(context.Background(), version(i)) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -343,7 +351,7 @@ func TestSpoiltFilesHealThemselves(t *testing.T) {
 		if err := b.store.Replace(t.Context(), "sumdb/"+b.Name()+"/"+tt.name, tt.data); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := b.Sums(t.Context(), version(0)); err != nil {
+		if _, err := b.Record(t.Context(), version(0)); err != nil {
 			t.Errorf("with %s spoilt: %v", tt.name, err)
 		}
 		if _, err := b.Lookup(t.Context(), version(0), false); err != nil {

@@ -163,7 +163,11 @@ func (d *Draft) put(ctx context.Context, name string, how mode) error {
 
 // compare tells a second copy from other bytes.
 func (d *Draft) compare(ctx context.Context, name string) error {
-	stored, err := d.s.Sum(ctx, name)
+	info, err := d.s.Stat(ctx, name)
+	stored := info.SHA256
+	if err == nil && stored == "" {
+		stored, err = d.s.Sum(ctx, name)
+	}
 	if err != nil {
 		return err
 	}

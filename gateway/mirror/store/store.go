@@ -1,6 +1,6 @@
-// Package store keeps module files for ever, under names with slashes: in a
-// folder in the layout of GOMODCACHE/cache/download, so that it can be read as
-// a file:// GOPROXY. It knows names and bytes, not modules or checksums:
+// Package store keeps module files for ever, under names with slashes, in the
+// layout of GOMODCACHE/cache/download: in a folder, which can so be read as a
+// file:// GOPROXY, or in a bucket of S3, GCS or Azure. It knows names and bytes, not modules or checksums:
 // callers verify a Draft before they publish it. Its one invariant: a name that
 // can be seen is whole, durable, and once published never gets other bytes.
 package store
@@ -49,15 +49,23 @@ type Info struct {
 	Size int64
 	// ModTime is when the bytes came under the name.
 	ModTime time.Time
+	// SHA256 is the hash of the bytes as they were stored, in hex; "" in a
+	// folder, and where the file was not described one by one.
+	SHA256 string
 }
 
 // Options are what Open takes beside the location.
 type Options struct {
+	// Scratch is a local folder for drafts. A folder keeps them below itself;
+	// a bucket needs it.
+	Scratch string
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
 	// Step is called after each step of a write, for tests that end the process there. Nil: nothing is called.
 	Step func(step string)
 }
 
-// A backend is where files are: a folder. Names were checked; a missing file is
+// A backend is where files are: a folder or a bucket. Names were checked; a missing file is
 // fs.ErrNotExist, and trouble never is.
 type backend interface {
 	open(ctx context.Context, name string) (File, error)
@@ -91,16 +99,25 @@ type Store struct {
 	step    func(string)
 }
 
-// Open opens or makes the store at location, a folder.
-func Open(_ context.Context, location string, o Options) (*Store, error) {
+// Open opens the store at location: a folder, which is made, or a bucket,
+// which must be there: s3://BUCKET, gs://BUCKET or azblob://CONTAINER, with
+// ?prefix=FOLDER and the settings of gocloud.dev/blob. A bucket that does not
+// keep the promises of this package is ErrUnfit.
+func Open(ctx context.Context, location string, o Options) (*Store, error) {
 	s := &Store{step: o.Step}
 	if s.step == nil {
 		s.step = func(string) {}
 	}
-	if err := s.openDisk(location); err != nil {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if err := CheckLocation(location); err != nil {
 		return nil, err
 	}
-	return s, nil
+	if !IsBucket(location) {
+		return s, s.openDisk(location)
+	}
+	return s, s.openBucket(ctx, location, o)
 }
 
 // Close lets the root go; files that are open stay so.
@@ -127,7 +144,14 @@ func (s *Store) Open(ctx context.Context, name string) (File, error) {
 
 // Read gives a small stored file of at most maxBytes.
 func (s *Store) Read(ctx context.Context, name string, maxBytes int64) ([]byte, error) {
-	f, err := s.Open(ctx, name)
+	if err := checkName(name); err != nil {
+		return nil, fmt.Errorf("reading %w", err)
+	}
+	return s.read(ctx, name, maxBytes)
+}
+
+func (s *Store) read(ctx context.Context, name string, maxBytes int64) ([]byte, error) {
+	f, err := s.backend.open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +254,14 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 
 // Sum reads a stored file again and gives its SHA-256, in hex.
 func (s *Store) Sum(ctx context.Context, name string) (string, error) {
-	f, err := s.Open(ctx, name)
+	if err := checkName(name); err != nil {
+		return "", fmt.Errorf("hashing %w", err)
+	}
+	return s.sum(ctx, name)
+}
+
+func (s *Store) sum(ctx context.Context, name string) (string, error) {
+	f, err := s.backend.open(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -244,13 +275,15 @@ func (s *Store) Sum(ctx context.Context, name string) (string, error) {
 
 // holds tells whether the file holds old, nil for none.
 func (s *Store) holds(ctx context.Context, name string, old []byte) (bool, error) {
-	b, err := s.Read(ctx, name, int64(len(old))+1)
-	switch info, serr := s.Stat(ctx, name); {
-	case errors.Is(err, fs.ErrNotExist):
+	f, err := s.backend.open(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
 		return old == nil, nil
-	case err != nil && serr == nil && info.Size > int64(len(old)):
-		return false, nil // longer than what old could be
 	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, int64(len(old))+1))
 	return old != nil && bytes.Equal(b, old), err
 }
 

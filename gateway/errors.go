@@ -103,6 +103,12 @@ func problemOf(err error) *Problem {
 	if e, ok := errors.AsType[*identity.Error](err); ok {
 		return refusedIdentity(e)
 	}
+	if e, ok := errors.AsType[*mirror.QuarantineError](err); ok {
+		return &Problem{
+			Status: 403, Code: "QUARANTINED", Stage: "release", Remedy: "none", Err: err,
+			Public: "an operator has stopped this version", Advice: wrapped(e.Reason),
+		}
+	}
 	if e, ok := errors.AsType[*mirror.GoVersionError](err); ok {
 		return &Problem{
 			Status: 502, Code: "GO-TOO-OLD", Stage: "release", Err: err,
@@ -117,6 +123,23 @@ func problemOf(err error) *Problem {
 		}
 	}
 	return &Problem{Status: 500, Code: "INTERNAL", Public: "internal error", Stage: "limit", Err: err}
+}
+
+// wrapped is a printable text in lines that a terminal shows whole, three at most.
+func wrapped(text string) []string {
+	var lines []string
+	for word := range strings.FieldsSeq(text) {
+		last := len(lines) - 1
+		switch {
+		case last >= 0 && len(lines[last])+1+len(word) <= 75:
+			lines[last] += " " + word
+		case last == 2:
+			return lines
+		default:
+			lines = append(lines, word[:min(len(word), 75)])
+		}
+	}
+	return lines
 }
 
 // identityProblems holds the codes of identity, a closed list. Codes that an attacker could learn from share one text.

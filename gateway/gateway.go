@@ -67,6 +67,7 @@ type Server struct {
 	public   http.Handler
 	local    http.Handler
 	stopping atomic.Bool
+	care     care
 
 	// Set by Listen.
 	certificate                                        *certificate
@@ -89,6 +90,7 @@ func New(cfg Config, o Options) *Server {
 		s.registry = prometheus.NewRegistry()
 	}
 	s.metrics = newMetrics(s.registry)
+	s.care = newCare()
 	s.refusals = newHandshakeRefusals(s.audit)
 	for _, name := range cfg.names() {
 		s.names[name] = true

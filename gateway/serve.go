@@ -125,6 +125,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			group.Go(func() error { return ended(server.ServeTLS(l.listener, "", "")) })
 		}
 		group.Go(func() error { s.watchCertificate(ctx); return nil })
+		group.Go(func() error { s.upkeep(ctx); return nil })
 	}
 	group.Go(func() error { return s.drain(ctx, servers) })
 	return group.Wait()
@@ -146,6 +147,7 @@ func (s *Server) drain(ctx context.Context, servers []*http.Server) error {
 		lost = ErrAuditLost
 	}
 	s.stopping.Store(true)
+	s.care.end()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "draining", slog.Duration("wait", s.cfg.DrainWait))
 	if lost == nil && !errors.Is(context.Cause(ctx), ErrAtOnce) {
 		time.Sleep(s.cfg.DrainWait) // readiness already says no; new requests are still served

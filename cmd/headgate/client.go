@@ -30,6 +30,7 @@ type remote struct {
 	url       string
 	tokenFile string
 	caFile    string
+	leaves    []leaf // what the verb needs beside audit log and identity, where no gateway runs
 }
 
 func (o *remote) flags(cmd *cobra.Command) {
@@ -66,7 +67,7 @@ func (o *remote) connect(ctx context.Context) (*client, error) {
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("reaching the gateway: %w; run this as root or as the gateway's user, or use --url", err)
 		}
-		stop, err := brieflyServe(ctx, c)
+		stop, err := brieflyServe(ctx, c, o.leaves)
 		if err == nil {
 			return overSocket(socket, stop), nil
 		}
@@ -83,8 +84,8 @@ func (o *remote) connect(ctx context.Context) (*client, error) {
 }
 
 // brieflyServe runs the gateway on its socket alone until stop.
-func brieflyServe(ctx context.Context, c *config) (stop func() error, err error) {
-	a, err := openAdministration(ctx, c)
+func brieflyServe(ctx context.Context, c *config, leaves []leaf) (stop func() error, err error) {
+	a, err := openAdministration(ctx, c, leaves)
 	if err != nil {
 		return nil, err
 	}

@@ -96,7 +96,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong use; audit verbs and serve: 10 
 	})
 	file := root.PersistentFlags().String("config", "", "configuration `FILE` (default: $HEADGATE_CONFIG, else "+systemConfig+", else defaults)")
 	root.AddCommand(serveCommand(file), readyCommand(file), configCommand(file), tokenCommand(file), lockCommand(file), unlockCommand(file),
-		auditCommand(file), versionCommand())
+		auditCommand(file), mirrorCommand(file), versionCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	return root
 }

@@ -95,9 +95,10 @@ func open(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool
 	return assemble(ctx, c, logger, acceptDamage, (*app).openPolicy, (*app).openMirror)
 }
 
-// openAdministration builds a gateway for the administrator alone: it needs neither a policy nor an upstream.
-func openAdministration(ctx context.Context, c *config) (*app, error) {
-	return assemble(ctx, c, slog.New(slog.DiscardHandler), false)
+// openAdministration builds a gateway for the administrator alone: it needs neither a policy nor an upstream, unless
+// the verb does.
+func openAdministration(ctx context.Context, c *config, leaves []leaf) (*app, error) {
+	return assemble(ctx, c, slog.New(slog.DiscardHandler), false, leaves...)
 }
 
 // A leaf opens one part of an app.
@@ -177,7 +178,7 @@ func (a *app) openPolicy(ctx context.Context, logger *slog.Logger, r prometheus.
 
 func (a *app) openMirror(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {
 	var machine string
-	if len(a.config.Mirror.Upstreams) == 0 {
+	if len(a.config.Mirror.Upstreams) == 0 && !a.config.Mirror.Offline {
 		if machine, err = machineProxy(ctx); err != nil {
 			return err
 		}

@@ -22,6 +22,8 @@ type Config struct {
 	// UpstreamHosts are servers of upstreams that want a credential, or that are
 	// trusted by CAs of their own.
 	UpstreamHosts []UpstreamHost `yaml:"upstream_hosts"`
+	// Offline makes the mirror an island: no upstream and no Git server is asked.
+	Offline bool `yaml:"offline"`
 	// Sumdb are the public checksum databases that are served, reached through
 	// the upstreams; the first one vouches for public files. NAME+HASH+KEY, or
 	// a bare name whose key is compiled in. Empty: sum.golang.org.
@@ -29,6 +31,10 @@ type Config struct {
 	// SumdbExempt are patterns (GONOSUMDB syntax) of public modules that are
 	// taken in though no checksum database vouches for them. Empty: none.
 	SumdbExempt []string `yaml:"sumdb_exempt"`
+	// OriginSumdb is the key, NAME+HASH+KEY, of the checksum database that another
+	// gateway signs, whose bundles are imported here. It vouches for private
+	// modules in them, and is served out of what they bring. Empty: none.
+	OriginSumdb string `yaml:"origin_sumdb"`
 	// OwnSumdb is the checksum database that the gateway signs itself. It vouches
 	// for private modules as well as for public ones.
 	OwnSumdb OwnSumdb `yaml:"own_sumdb"`
@@ -73,6 +79,14 @@ type Config struct {
 	// MaxWaiting is how many of each wait for their turn; beyond it the answer
 	// is 503 with Retry-After. 0 is 2048.
 	MaxWaiting int64 `yaml:"max_waiting"`
+	// MaxBytes is how much the store may hold; beyond it what was not used for
+	// longest is removed, public modules alone. 0 sets no limit.
+	MaxBytes int64 `yaml:"max_bytes"`
+	// MaxAge is how long a public version stays without being used; 0 sets no limit.
+	MaxAge time.Duration `yaml:"max_age"`
+	// ScrubInterval is how often all files are read again and held against their
+	// hashes, at 16 MiB a second; 0 is never.
+	ScrubInterval time.Duration `yaml:"scrub_interval"`
 	// MemoryBytes bounds the cache of small files in memory; 0 is 64 MiB.
 	MemoryBytes int64 `yaml:"memory_bytes"`
 	// CodeHosts are hosts whose modules have at least so many path elements;
@@ -186,6 +200,9 @@ func (c Config) Validate() []error {
 		{"toolchain_timeout", int64(c.ToolchainTimeout)},
 		{"facts_wait", int64(c.FactsWait)},
 		{"memory_bytes", c.MemoryBytes},
+		{"max_bytes", c.MaxBytes},
+		{"max_age", int64(c.MaxAge)},
+		{"scrub_interval", int64(c.ScrubInterval)},
 		{"vcs.clone_bytes", c.VCS.CloneBytes},
 		{"vcs.run_bytes", c.VCS.RunBytes},
 		{"max_fetches", c.MaxFetches},
@@ -193,6 +210,11 @@ func (c Config) Validate() []error {
 	} {
 		if d.v < 0 {
 			bad("%s: %d is negative; want 0 for the default, or more", d.key, d.v)
+		}
+	}
+	if c.OriginSumdb != "" {
+		if _, err := sumdb.CheckKey(c.OriginSumdb); err != nil {
+			bad("origin_sumdb: %w", err)
 		}
 	}
 	if c.OwnSumdb.Name != "" {

@@ -114,6 +114,9 @@ func (m *Mirror) fetchMod(ctx context.Context, t Target) error {
 	if err := checkMod(b); err != nil { // only now: what the database does not vouch for is not parsed
 		return fmt.Errorf("%w: .mod of %s: %w", ErrUpstream, t.module(), err)
 	}
+	if err := m.sameMod(ctx, t.module(), b); err != nil {
+		return err
+	}
 	return m.public.Publish(ctx, t.upstreamPath(), b)
 }
 
@@ -159,9 +162,9 @@ func (m *Mirror) fetchZip(ctx context.Context, t Target) error {
 	if err != nil {
 		return err
 	}
-	h1, err := m.checkZip(ctx, d, t.module(), want)
+	h1, err := m.checkZip(ctx, d.File(), t.module(), want)
 	if err != nil {
-		return err
+		return m.opening(err)
 	}
 	return m.publishZip(ctx, d, t, h1)
 }
@@ -183,23 +186,24 @@ func (m *Mirror) publishZip(ctx context.Context, d *store.Draft, t Target, h1 st
 	return err
 }
 
-// checkZip holds a zip against the rules of module zips and its hashes.
-func (m *Mirror) checkZip(ctx context.Context, d *store.Draft, v module.Version, want sums) (string, error) {
+// checkZip holds a zip against the rules of module zips and its hashes. Other
+// hashes are an *IncidentError, which is its caller's to tell of.
+func (m *Mirror) checkZip(ctx context.Context, file string, v module.Version, want sums) (string, error) {
 	garbage := func(err error) (string, error) {
 		return "", fmt.Errorf("%w: zip is not one of %s: %w", ErrUpstream, v, err)
 	}
-	if err := checkDirectory(d.File()); err != nil {
+	if err := checkDirectory(file); err != nil {
 		return garbage(err)
 	}
-	if _, err := modzip.CheckZip(v, d.File()); err != nil {
+	if _, err := modzip.CheckZip(v, file); err != nil {
 		return garbage(err)
 	}
-	mod, err := zipMod(d.File(), v)
+	mod, err := zipMod(file, v)
 	if err != nil {
 		return garbage(err)
 	}
 	// Hashing unpacks every file, so declared sizes and checksums are proved as well.
-	h1, err := dirhash.HashZip(d.File(), dirhash.Hash1)
+	h1, err := dirhash.HashZip(file, dirhash.Hash1)
 	if err != nil {
 		return garbage(err)
 	}
@@ -209,7 +213,7 @@ func (m *Mirror) checkZip(ctx context.Context, d *store.Draft, v module.Version,
 		}
 	}
 	if want.zip != "" && h1 != want.zip {
-		return "", m.incident(&IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: want.zip, Got: h1})
+		return "", &IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: want.zip, Got: h1}
 	}
 	if want.mod == "" { // exempt or private: a stored .mod is all there is to hold it against
 		if b, err := m.storeOf(v.Path).Read(ctx, fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
@@ -219,7 +223,7 @@ func (m *Mirror) checkZip(ctx context.Context, d *store.Draft, v module.Version,
 		}
 	}
 	if mod != "" && want.mod != "" && mod != want.mod {
-		return "", m.incident(&IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: "go.mod " + want.mod, Got: "go.mod " + mod})
+		return "", &IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: "go.mod " + want.mod, Got: "go.mod " + mod}
 	}
 	return h1, nil
 }

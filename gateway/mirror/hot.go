@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -31,6 +32,9 @@ type File struct {
 	Facts Facts
 	// Body is the whole file where it is in memory, else nil. It must not be changed.
 	Body []byte
+	// touched is the tick in which the version was last noted as used; of templates.
+	touched *atomic.Int64
+
 	// Stale is set on a list or @latest that could not be renewed; Age is how old one is.
 	Stale bool
 	Age   time.Duration
@@ -85,6 +89,9 @@ func (h *hot) put(t Target, f *File) {
 	cost := overhead + int64(len(f.Body))
 	if cost > h.limit/8 {
 		return // one file must not push out all others
+	}
+	if f.touched == nil {
+		f.touched = new(atomic.Int64)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -102,7 +102,7 @@ func (a *answers) put(t Target, x *answer) {
 // Versions lists a module's versions with facts. The errors are those of Open.
 func (m *Mirror) Versions(ctx context.Context, modulePath string) (*Versions, error) {
 	t := Target{Path: modulePath, Kind: List}
-	if err := m.route(modulePath); err != nil {
+	if err := m.sourced(ctx, modulePath); err != nil {
 		return nil, err
 	}
 	if isCachedOnly(ctx) || m.island(modulePath) {
@@ -155,6 +155,7 @@ func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Ve
 			stored[n] = true
 		}
 	}
+	body = m.released(modulePath, body)
 	v := &Versions{Body: body, Revision: revisions.Add(1)}
 	known := m.recall(ctx, modulePath, "")
 	for line := range strings.Lines(string(body)) {
@@ -209,7 +210,7 @@ func (m *Mirror) Latest(ctx context.Context, modulePath string) (Release, error)
 
 // openAnswer gives @latest or a query.
 func (m *Mirror) openAnswer(ctx context.Context, t Target) (*File, error) {
-	if err := m.route(t.Path); err != nil {
+	if err := m.sourced(ctx, t.Path); err != nil {
 		return nil, err
 	}
 	if isCachedOnly(ctx) || m.island(t.Path) {
@@ -240,6 +241,9 @@ func (m *Mirror) answered(ctx context.Context, t Target, a *answer) (*File, erro
 		return nil, fmt.Errorf("reading %s: %w", t, err)
 	}
 	v := module.Version{Path: t.Path, Version: version}
+	if err := m.held(v); err != nil {
+		return nil, err
+	}
 	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Version: version, Facts: m.dated(ctx, v, m.Facts(ctx, t.Path, version))}
 	if f.Facts.Published.IsZero() {
 		f.Facts.Published = published(a.body)
@@ -257,7 +261,7 @@ func (m *Mirror) storedAnswer(ctx context.Context, t Target) (*File, error) {
 		return nil, err
 	}
 	best := ""
-	for v := range strings.FieldsSeq(string(body)) { // ascending
+	for v := range strings.FieldsSeq(string(m.released(t.Path, body))) { // ascending
 		if best == "" || semver.Prerelease(v) == "" || semver.Prerelease(best) != "" {
 			best = v
 		}

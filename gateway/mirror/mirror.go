@@ -62,6 +62,7 @@ type Mirror struct {
 	private    *store.Store
 	databases  map[string]*sumdb.Database
 	vouches    *sumdb.Database // the database that public files are checked against
+	origin     *sumdb.Database // that of another gateway, filled by bundles; nil without one
 	own        *sumdb.Own      // nil without a state database
 	state      *state          // nil without one
 	ages       ages
@@ -77,6 +78,9 @@ type Mirror struct {
 	hot       *hot     // verified files
 	answers   *answers // what may change: lists, queries, what is not there
 	incidents *incidents
+
+	quarantine quarantine
+	used       *used
 
 	queue   queue // cold work takes turns
 	flights singleflight.Group
@@ -115,6 +119,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 		cfg: cfg, log: o.Logger, now: o.Now, list: list,
 		routes: newRoutes(cfg), codeHosts: map[string]int64{}, databases: map[string]*sumdb.Database{},
 		hot: newHot(cfg.MemoryBytes), answers: newAnswers(cfg.MemoryBytes / 4),
+		used:  newUsed(o.Now()),
 		queue: newQueue(cfg.MaxFetches, cfg.MaxWaiting, o.Registerer),
 	}
 	if err := m.openUpstreams(o); err != nil {
@@ -137,7 +142,11 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := m.openFeed(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	if err := m.readQuarantine(ctx); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
 	m.running.Go(m.scan)
+	m.running.Go(m.attend)
 	return m, nil
 }
 
@@ -170,6 +179,27 @@ func (m *Mirror) openStores(ctx context.Context) error {
 			m.vouches = d
 		}
 	}
+	return m.openOrigin(ctx)
+}
+
+// openOrigin opens the checksum database of another gateway. It names private
+// modules, so it is kept beside them; nobody is ever asked for it.
+func (m *Mirror) openOrigin(ctx context.Context) error {
+	if m.cfg.OriginSumdb == "" {
+		return nil
+	}
+	none := func(context.Context, string, int64) ([]byte, error) {
+		return nil, fmt.Errorf("%w: it comes with bundles alone", ErrSumdb)
+	}
+	d, err := sumdb.Open(ctx, sumdb.Options{Key: m.cfg.OriginSumdb, Fetch: none, Store: m.private, Logger: m.log})
+	if err != nil {
+		return err
+	}
+	if m.databases[d.Name()] != nil {
+		return fmt.Errorf("origin_sumdb: %s is the name of another checksum database", d.Name())
+	}
+	m.origin, m.databases[d.Name()] = d, d
+	m.sumdbNames = append(m.sumdbNames, d.Name())
 	return nil
 }
 
@@ -193,6 +223,9 @@ func (m *Mirror) openState(ctx context.Context, o Options) (err error) {
 // Upstreams gives the list that New would use: Config.Upstreams, or else
 // Options.Upstreams. Its hosts tell whether the mirror would ask itself.
 func Upstreams(cfg Config, o Options) (upstream.List, error) {
+	if cfg.Offline {
+		return nil, nil
+	}
 	if len(cfg.Upstreams) == 0 {
 		// The machine's own setting: its owner trusts it as the go command does.
 		list, err := upstream.Parse(o.Upstreams, upstream.ParseOptions{DropDirect: true, AllowHTTP: true})
@@ -236,7 +269,7 @@ func (m *Mirror) Close() error {
 	m.stop(errClosed)
 	m.running.Wait()
 	m.up.Close()
-	errs := []error{m.git.close()}
+	errs := []error{m.git.close(), m.flushUsed(context.Background())}
 	for _, s := range []*store.Store{m.public, m.private} {
 		if s != nil {
 			errs = append(errs, s.Close())
@@ -315,7 +348,7 @@ func (m *Mirror) launch(key string, limit time.Duration, work func(context.Conte
 func (m *Mirror) route(path string) error {
 	switch m.Visibility(path) {
 	case Private:
-		if _, ok := m.git.route(path); !ok {
+		if _, ok := m.git.route(path); !ok && !m.cfg.Offline {
 			return fmt.Errorf("%s: %w", path, ErrNoPrivateSource)
 		}
 	case Unknown:

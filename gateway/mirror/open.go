@@ -48,12 +48,22 @@ func (m *Mirror) Open(ctx context.Context, t Target) (*File, error) {
 
 // openFile answers from memory, disk or upstream, in this order.
 func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
-	if f := m.hot.get(t); f != nil {
-		m.metrics.cache.WithLabelValues("memory", "hit").Inc()
-		return m.opened(ctx, t, f, "memory")
-	}
-	if err := m.route(t.Path); err != nil {
+	if err := m.held(t.module()); err != nil {
 		return nil, err
+	}
+	if f := m.hot.get(t); f != nil {
+		m.used.touch(t.module(), f.touched)
+		// A zip that was collected meanwhile is one to fetch again.
+		if o, err := m.opened(ctx, t, f, "memory"); !errors.Is(err, fs.ErrNotExist) {
+			m.metrics.cache.WithLabelValues("memory", "hit").Inc()
+			return o, err
+		}
+	}
+	defer m.used.hold(t.module())()
+	m.used.touch(t.module(), nil)
+	unsourced := m.route(t.Path)
+	if unsourced != nil && !errors.Is(unsourced, ErrNoPrivateSource) {
+		return nil, unsourced
 	}
 	f, err := m.stored(ctx, t)
 	if err == nil {
@@ -69,6 +79,9 @@ func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 		return nil, err
 	}
 	m.metrics.cache.WithLabelValues("disk", "miss").Inc()
+	if unsourced != nil { // what was imported of a private module without a source is served all the same
+		return nil, unsourced
+	}
 	if err := m.mayAsk(ctx, t); err != nil {
 		return nil, err
 	}
@@ -105,14 +118,17 @@ func (m *Mirror) opened(ctx context.Context, t Target, f *File, tier string) (*F
 	if f.Body != nil {
 		return open(f, tier), nil
 	}
+	letGo := m.used.hold(t.module())
 	z, err := m.storeOf(t.Path).Open(ctx, t.upstreamPath())
 	if err != nil {
+		letGo()
 		m.hot.remove(t)
 		return nil, fmt.Errorf("opening %s: %w", t, err)
 	}
 	if t.Kind == Zip {
-		return zipFile(f, z, tier), nil
+		return zipFile(f, &heldZip{z, letGo}, tier), nil
 	}
+	letGo()
 	return nil, errors.Join(fmt.Errorf("opening %s: no body", t), z.Close())
 }
 

@@ -110,18 +110,18 @@ func (m *Mirror) ownSums(ctx context.Context, v module.Version) (zipHash, modHas
 	return r.Zip, r.Mod, nil
 }
 
-// recorded are the hashes that our own database has of a private version: bytes
-// that come in again, as after a deletion, must be the same. Without a record
-// they are empty.
+// recorded are the hashes of a version that no public record speaks of: those
+// in our own database, or what was noted when its bytes first came in. Bytes
+// that come in again, as after a deletion, must be the same. Of what never was
+// here they are empty.
 func (m *Mirror) recorded(ctx context.Context, v module.Version) (sums, error) {
-	if m.own == nil || m.Visibility(v.Path) != Private {
-		return sums{}, nil
+	if m.own != nil && m.Visibility(v.Path) == Private {
+		zipHash, modHash, err := m.own.Sums(ctx, v)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return sums{zipHash, modHash}, err
+		}
 	}
-	zipHash, modHash, err := m.own.Sums(ctx, v)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return sums{}, err
-	}
-	return sums{zipHash, modHash}, nil
+	return m.noted(ctx, v)
 }
 
 // storedSums hashes the zip and go.mod of a private module, which are taken in first.

@@ -34,6 +34,9 @@ type gitRoute struct {
 
 // openGit makes a source of the routes that have hosts.
 func (m *Mirror) openGit(ctx context.Context, o Options) error {
+	if m.cfg.Offline {
+		return nil
+	}
 	var g gitSource
 	var routes []vcs.Route
 	for _, r := range m.cfg.Private {
@@ -86,7 +89,24 @@ func (g *gitSource) route(path string) (number int, ok bool) {
 }
 
 // island tells that nobody may be asked for a path. Upstreams have no say in private modules.
-func (m *Mirror) island(path string) bool { return m.up.Island() && m.Visibility(path) != Private }
+func (m *Mirror) island(path string) bool {
+	if m.Visibility(path) != Private {
+		return m.up.Island()
+	}
+	_, ok := m.git.route(path)
+	return !ok
+}
+
+// sourced is route for lists: a private module without a source is what was imported of it.
+func (m *Mirror) sourced(ctx context.Context, path string) error {
+	err := m.route(path)
+	if errors.Is(err, ErrNoPrivateSource) {
+		if body, lerr := m.storedList(ctx, path); lerr == nil && len(body) > 0 {
+			return nil
+		}
+	}
+	return err
+}
 
 // renewPrivate is renew from Git: one run gives list and @latest.
 func (m *Mirror) renewPrivate(ctx context.Context, t Target) (*answer, error) {
@@ -211,6 +231,9 @@ func (m *Mirror) keepRevision(ctx context.Context, v module.Version, rev *vcs.Re
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrUpstream, v, err)
 	}
+	if err := m.sameMod(ctx, v, rev.Mod); err != nil {
+		return err
+	}
 	if err := m.private.Publish(ctx, fileTarget(v, Mod).upstreamPath(), rev.Mod); err != nil {
 		return err
 	}
@@ -245,9 +268,9 @@ func (m *Mirror) fetchPrivateZip(ctx context.Context, t Target) error {
 	if err := m.keepRevision(ctx, t.module(), rev); err != nil { // the tag may have moved meanwhile
 		return err
 	}
-	h1, err := m.checkZip(ctx, d, t.module(), sums{})
+	h1, err := m.checkZip(ctx, d.File(), t.module(), sums{})
 	if err != nil {
-		return err
+		return m.opening(err)
 	}
 	return m.publishZip(ctx, d, t, h1)
 }

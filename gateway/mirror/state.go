@@ -220,6 +220,18 @@ func (s *state) versions(ctx context.Context, path, version string) (map[string]
 	return all, nil
 }
 
+// hashes gives what was noted of a version's bytes when they first came in.
+func (s *state) hashes(ctx context.Context, v module.Version) (zip, mod string, err error) {
+	err = s.db.QueryRowContext(ctx, `SELECT zip_hash, mod_hash FROM mirror_versions WHERE path = $1 AND version = $2`, v.Path, v.Version).Scan(&zip, &mod)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("reading hashes of %s: %w", v, err)
+	}
+	return zip, mod, nil
+}
+
 // teaching gives what is known of a module's newest go.mod: nil if the module
 // was never listed, without newest if it was, but the go.mod could not be read.
 func (s *state) teaching(ctx context.Context, path string) (*teaching, error) {

@@ -55,15 +55,15 @@ func (m *Mirror) openSumdb(ctx context.Context, t Target) (*File, error) {
 		return m.openOwnSumdb(ctx, t)
 	}
 	if t.Path != "" {
-		if m.Visibility(t.Path) == Private {
+		if db != m.origin && m.Visibility(t.Path) == Private {
 			return nil, fmt.Errorf("%s at %s: %w", t.Path, t.Sumdb, ErrPrivate)
 		}
-		if err := m.route(t.Path); err != nil {
+		if err := m.route(t.Path); err != nil && db != m.origin {
 			return nil, err
 		}
 		f.Facts = m.Facts(ctx, t.Path, t.Version)
 	}
-	only := isCachedOnly(ctx) || m.up.Island()
+	only := isCachedOnly(ctx) || m.up.Island() || db == m.origin
 	body, tier, err := m.sumdbBody(ctx, db, t, only)
 	if err != nil {
 		return nil, err

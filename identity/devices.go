@@ -225,6 +225,17 @@ func (d *devices) refresh(ctx context.Context, f *feed) {
 	d.measure()
 }
 
+// RefreshDevices looks at the files of authorities and revocation lists and at all feeds now, not when it is time.
+func (s *Service) RefreshDevices(ctx context.Context) {
+	if s.devices == nil {
+		return
+	}
+	s.devices.reload(ctx)
+	for _, f := range s.devices.feeds {
+		s.devices.refresh(ctx, f)
+	}
+}
+
 // note raises or ends an alarm. Each is said once, when it begins and when it ends. Who calls it holds mu.
 func (d *devices) note(ctx context.Context, what string, err error) {
 	before, was := d.degraded[what]

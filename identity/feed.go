@@ -11,22 +11,26 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
 const feedTimeout = 60 * time.Second
 
-// A feed imports one list of devices again and again. Only its own goroutine changes it, but for what is atomic.
+// A feed imports one list of devices again and again.
 type feed struct {
 	cfg    Feed
 	client *http.Client // nil: a file
+
+	good atomic.Pointer[catalog] // nil: none yet
+	asOf atomic.Int64            // seconds: when good was last found to be what the feed says
+
+	mu     sync.Mutex // one import at a time; guards what follows
 	etag   string
 	digest [sha256.Size]byte // of what was looked at last
 
-	good   atomic.Pointer[catalog] // nil: none yet
-	asOf   atomic.Int64            // seconds: when good was last found to be what the feed says
-	failed error                   // why the last import was refused, nil: it was not
+	failed error // why the last import was refused, nil: it was not
 }
 
 func newFeed(cfg Feed) (*feed, error) {
@@ -54,6 +58,8 @@ func newFeed(cfg Feed) (*feed, error) {
 
 // refresh imports the feed if it changed. What cannot be taken leaves the last good import in force, which ages.
 func (f *feed) refresh(ctx context.Context, now time.Time) (changed bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	data, same, err := f.read(ctx)
 	if err != nil {
 		f.failed = err

@@ -207,6 +207,11 @@ func TestResourceOfFacts(t *testing.T) {
 		{"origin moved", mirror.Facts{OriginDrift: "moved", Origin: mirror.Origin{VCS: "git", URL: "u", Commit: "c"}}, func(f *policy.Facts) {
 			f.OriginDrift, f.Known.Origin, f.Provenance = "moved", "ok", &policy.Origin{VCS: "git", Repo: "u", Commit: "c"}
 		}},
+		{"licences", mirror.Facts{Licences: mirror.Licences{Status: "found", IDs: []string{"MIT"}}}, func(f *policy.Facts) {
+			f.Licences, f.Known.Licences = policy.Licences{IDs: map[string]bool{"MIT": true}, Status: "found"}, "ok"
+		}},
+		{"no zip looked at", mirror.Facts{Licences: mirror.Licences{Status: "missing"}}, func(f *policy.Facts) { f.Known.Licences = "missing" }},
+		{"age stale", mirror.Facts{Age: "stale"}, func(f *policy.Facts) { f.Known.Age = "stale" }},
 		{"origin unknown", mirror.Facts{OriginDrift: "unknown"}, func(f *policy.Facts) { f.Known.Origin = "missing" }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -84,7 +84,19 @@ func resourceOf(name policy.Name, r mirror.Release, today int) policy.Resource {
 	if o := r.Facts.Origin; o.Commit != "" {
 		facts.Provenance = &policy.Origin{VCS: o.VCS, Repo: o.URL, Commit: o.Commit}
 	}
+	facts.Licences, facts.Known.Licences = licencesOf(r.Facts.Licences)
 	return policy.Resource{Name: name, Facts: facts}
+}
+
+// licencesOf is what the zip says with the state of that fact.
+func licencesOf(l mirror.Licences) (policy.Licences, string) {
+	switch l.Status {
+	case "":
+		return policy.Licences{Status: "unknown"}, "off"
+	case "missing":
+		return policy.Licences{Status: "unknown"}, "missing"
+	}
+	return policy.Licences{IDs: namesOf(l.IDs), Status: l.Status}, "ok"
 }
 
 // flagOf is a flag with the state of its fact.

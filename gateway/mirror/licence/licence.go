@@ -205,8 +205,12 @@ func (f *Finder) match(text []byte) ([]string, error) {
 	}
 	var ids []string
 	for _, m := range f.texts.Match(text).Matches {
-		if m.MatchType == "License" {
-			ids = append(ids, m.Name)
+		if m.MatchType != "License" {
+			continue
+		}
+		ids = append(ids, m.Name)
+		if strings.Contains(m.Name, "GPL-") {
+			ids = append(ids, m.Name+"-only", m.Name+"-or-later")
 		}
 	}
 	return ids, nil
@@ -242,7 +246,8 @@ func load() (*classifier.Classifier, error) {
 
 // known are the licences that are told apart, as SPDX names them: those of Go
 // modules, and those that companies forbid. A text does not say whether later
-// versions of a GNU licence hold as well, so these have their plain names.
+// versions of a GNU licence hold as well, so it counts as all its three names:
+// a rule that forbids one of them finds it.
 const known = `
 	MIT Apache-1.1 Apache-2.0 0BSD BSD-2-Clause BSD-3-Clause BSD-3-Clause-Clear BSD-4-Clause ISC Zlib Unlicense WTFPL
 	CC0-1.0 BSL-1.0 UPL-1.0 PostgreSQL NCSA X11 Python-2.0 Artistic-1.0 Artistic-2.0 OpenSSL Beerware

@@ -67,7 +67,7 @@ func TestFind(t *testing.T) {
 		{"MIT", []string{"LICENSE", "Copyright (c) 2024 Ann\n\n" + mit, "m.go", "package m"}, found("MIT")},
 		{"Apache", []string{"LICENSE.txt", apache}, found("Apache-2.0")},
 		{"BSD", []string{"LICENCE", bsd}, found("BSD-3-Clause")},
-		{"copyleft", []string{"COPYING", text(t, "AGPL-3.0/license")}, found("AGPL-3.0")},
+		{"copyleft", []string{"COPYING", text(t, "AGPL-3.0/license")}, found("AGPL-3.0", "AGPL-3.0-only", "AGPL-3.0-or-later")},
 		{"source available", []string{"LICENSE.md", text(t, "Business-Source-License-1.1/license")}, found("BUSL-1.1")},
 		{"two files", []string{"LICENSE-MIT", mit, "LICENSE-APACHE", apache}, found("Apache-2.0", "MIT")},
 		{"other names", []string{"MIT-LICENSE.txt", mit}, found("MIT")},

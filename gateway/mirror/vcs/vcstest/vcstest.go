@@ -6,6 +6,7 @@ package vcstest
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -168,6 +169,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get("go-get") == "1" {
 		s.discover(w, r)
 		return
+	}
+	if r.ContentLength < 0 { // which CGI does not know; git sends much as chunks
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, "reading the body", http.StatusBadRequest)
+			return
+		}
+		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
 	}
 	s.git.ServeHTTP(w, r)
 }

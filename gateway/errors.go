@@ -84,6 +84,7 @@ var table = []struct {
 	{syscall.EROFS, storeDown},
 	{syscall.EIO, storeDown},
 	{syscall.EMFILE, storeDown},
+	{mirror.ErrNothingStored, Problem{Status: 409, Code: "NOTHING-STORED", Public: "mirror.mode is proxy: modules are passed on, not stored", Stage: "protocol"}},
 	{mirror.ErrBusy, Problem{Status: 503, Code: "QUEUE-FULL", Public: "queue full: too many cold files are being fetched; ask again", Stage: "limit", RetryAfter: 5}},
 	{mirror.ErrNoPrivateSource, Problem{Status: 502, Code: "NO-PRIVATE-SOURCE", Public: "a private module, and this gateway has no source for it", Stage: "release"}},
 	{mirror.ErrNotListed, Problem{Status: 502, Code: "SUMDB-NOT-LISTED", Public: "not in the checksum database, so not taken in", Stage: "release"}},

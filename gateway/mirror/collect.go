@@ -51,6 +51,9 @@ type holding struct {
 // stopped, and all of checksum databases. The record of what a version's bytes
 // were stays as well: it may come back with the same ones alone.
 func (m *Mirror) Collect(ctx context.Context, o CollectOptions) (CareReport, error) {
+	if err := m.cfg.Stores(); err != nil {
+		return CareReport{}, err
+	}
 	if m.state == nil {
 		return CareReport{}, fmt.Errorf("collecting: %w", errNoState)
 	}
@@ -179,6 +182,9 @@ func (m *Mirror) remove(ctx context.Context, s *store.Store, v module.Version) e
 // checksum databases, the index and what is known of its bytes stay: it may
 // come back with the same ones alone. It tells how many bytes went.
 func (m *Mirror) Purge(ctx context.Context, v module.Version) (CareReport, error) {
+	if err := m.cfg.Stores(); err != nil {
+		return CareReport{}, err
+	}
 	counts := newKeeper(nil, 1)
 	for _, s := range []*store.Store{m.public, m.private} {
 		names, err := s.Names(ctx, path.Dir(fileTarget(v, Zip).upstreamPath()))

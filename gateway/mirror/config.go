@@ -14,6 +14,10 @@ import (
 
 // Config is the section "mirror" of the configuration file.
 type Config struct {
+	// Mode is "cache", which keeps files in the store for ever, or "proxy",
+	// which stands in front of a mirror that exists and passes files on once
+	// they are verified: nothing of modules is stored. Empty: cache.
+	Mode string `yaml:"mode"`
 	// Upstreams are GOPROXY servers, https://host/path. They are asked in
 	// order, the next one at 404 or 410 only; two joined by | in one entry: the
 	// next one at any error. "off" ends the list; alone it makes the mirror an
@@ -113,8 +117,12 @@ type PrivateRoute struct {
 	// HOST:PORT: those of the paths, and of the repositories that these name.
 	// Empty: the modules are private and have no source.
 	Hosts []string `yaml:"hosts"`
-	// CredentialFile holds a token or USER:PASSWORD for the hosts; it is read
-	// again for each run.
+	// Upstream is a GOPROXY server that has these modules, https://host/path, in
+	// place of hosts: an Artifactory or Athens, say. They are asked of it alone,
+	// and nothing else is.
+	Upstream string `yaml:"upstream"`
+	// CredentialFile holds a token or USER:PASSWORD for the hosts or the
+	// upstream, as in upstream_hosts; it is read again for each run.
 	CredentialFile string `yaml:"credential_file"`
 	// TokenCommand is a program with its arguments that prints such a token; it
 	// runs at most every 5 min, with PATH alone. Empty, like CredentialFile: no credential.
@@ -165,6 +173,7 @@ type CodeHost struct {
 func (c Config) Validate() []error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	c.validateMode(bad)
 	for i, u := range c.Upstreams {
 		if _, err := upstream.Parse(u, upstream.ParseOptions{AllowHTTP: c.InsecureHTTP}); err != nil {
 			bad("upstreams[%d]: %w%s", i, err, hintFor(err))
@@ -185,6 +194,10 @@ func (c Config) Validate() []error {
 		}
 		for j, p := range r.Patterns {
 			checkPattern(bad, fmt.Sprintf("private[%d].patterns[%d]", i, j), p)
+		}
+		if r.Upstream != "" {
+			r.validateUpstream(bad, fmt.Sprintf("private[%d]", i), c.InsecureHTTP)
+			continue
 		}
 		r.validate(bad, fmt.Sprintf("private[%d]", i))
 	}

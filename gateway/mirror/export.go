@@ -51,6 +51,9 @@ type ExportOptions struct {
 // database and of ours, and a manifest. What is wanted and not stored is in
 // the report, and the bundle has the rest.
 func (m *Mirror) Export(ctx context.Context, o ExportOptions) (CareReport, error) {
+	if err := m.cfg.Stores(); err != nil {
+		return CareReport{}, err
+	}
 	all, err := m.exportable(ctx, o)
 	if err != nil {
 		return CareReport{}, fmt.Errorf("exporting: %w", err)

@@ -72,7 +72,7 @@ func (m *Mirror) Facts(ctx context.Context, path, version string) Facts {
 		return f
 	}
 	t := Target{Path: path, Version: version, Kind: Info}
-	if b, err := m.storeOf(path).Read(ctx, t.upstreamPath(), maxInfo); err == nil {
+	if b := m.known(ctx, t); b != nil {
 		f.Published = published(b)
 	}
 	f.Sumdb = m.sumState(t.module(), func() bool {
@@ -199,6 +199,7 @@ func (i infoFile) origin() Origin {
 
 // changed forgets what memory says about a version, after a file or incident came in.
 func (m *Mirror) changed(v module.Version) {
+	defer m.remind(v, m.remembered(v))
 	for _, k := range []Kind{Info, Mod, Zip} {
 		m.hot.remove(Target{Path: v.Path, Version: v.Version, Kind: k})
 	}

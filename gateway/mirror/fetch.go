@@ -28,56 +28,80 @@ func (m *Mirror) fetch(ctx context.Context, t Target) (*File, error) {
 	if f, err := m.stored(ctx, t); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
+	if err := m.modFirst(ctx, t); err != nil {
+		return nil, err
+	}
 	leave, err := m.laneOf(t).enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	switch private := m.Visibility(t.Path) == Private; {
-	case private:
-		err = m.fetchPrivate(ctx, t)
-	case t.Kind == Info:
-		err = m.fetchInfo(ctx, t)
-	case t.Kind == Mod:
-		err = m.fetchMod(ctx, t)
-	case t.Kind == Zip:
-		err = m.fetchZip(ctx, t)
-	}
-	if errors.Is(err, upstream.ErrNotFound) {
-		m.answers.put(t, &answer{at: m.now(), missing: true})
-		return nil, notThere(t)
-	}
-	if c, ok := errors.AsType[*store.ConflictError](err); ok {
-		return nil, m.incident(&IncidentError{Kind: "conflict", Module: t.module(), File: t.Kind.String(), Want: c.Stored, Got: c.Offered})
-	}
+	f, err := m.taken(ctx, t)
 	if err != nil {
-		return nil, fmt.Errorf("taking in %s of %s: %w", t.Kind, t.module(), err)
-	}
-	m.changed(t.module())
-	f, err := m.stored(ctx, t)
-	if err != nil {
-		return nil, err
+		return nil, m.notTaken(t, err)
 	}
 	m.sighted(ctx, t, f)
 	m.hot.put(t, f)
 	return f, nil
 }
 
-func (m *Mirror) fetchInfo(ctx context.Context, t Target) error {
-	b, err := m.up.Get(ctx, t.upstreamPath(), maxInfo, func(b []byte) error {
+// taken fetches, verifies and keeps a file, or only passes it on.
+func (m *Mirror) taken(ctx context.Context, t Target) (*File, error) {
+	var b []byte
+	var err error
+	switch {
+	case m.fromGit(t.Path):
+		err = m.fetchPrivate(ctx, t)
+	case t.Kind == Info:
+		b, err = m.fetchInfo(ctx, t)
+	case t.Kind == Mod:
+		b, err = m.fetchMod(ctx, t)
+	case t.Kind == Zip:
+		err = m.fetchZip(ctx, t)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if b == nil { // a zip, or from Git: it is where it belongs
+		m.changed(t.module())
+		return m.stored(ctx, t)
+	}
+	if m.passing == nil {
+		if err := m.keep(ctx, t, b); err != nil {
+			return nil, err
+		}
+	}
+	return m.small(ctx, t, b)
+}
+
+// keep stores an .info or .mod.
+func (m *Mirror) keep(ctx context.Context, t Target, b []byte) error {
+	if err := m.storeOf(t.Path).Publish(ctx, t.upstreamPath(), b); err != nil || t.Kind != Info {
+		return err
+	}
+	return m.rewriteList(ctx, t.Path)
+}
+
+// notTaken says why a file did not come in, in words that callers know.
+func (m *Mirror) notTaken(t Target, err error) error {
+	if errors.Is(err, upstream.ErrNotFound) {
+		m.answers.put(t, &answer{at: m.now(), missing: true})
+		return notThere(t)
+	}
+	if c, ok := errors.AsType[*store.ConflictError](err); ok {
+		return m.incident(&IncidentError{Kind: "conflict", Module: t.module(), File: t.Kind.String(), Want: c.Stored, Got: c.Offered})
+	}
+	return fmt.Errorf("taking in %s of %s: %w", t.Kind, t.module(), err)
+}
+
+func (m *Mirror) fetchInfo(ctx context.Context, t Target) ([]byte, error) {
+	return m.upOf(t.Path).Get(ctx, t.upstreamPath(), maxInfo, func(b []byte) error {
 		v, err := checkInfo(b, t.Path)
 		if err == nil && v != t.Version {
 			err = fmt.Errorf(".info names version %q", v)
 		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	if err := m.public.Publish(ctx, t.upstreamPath(), b); err != nil {
-		return err
-	}
-	return m.rewriteList(ctx, t.Path)
 }
 
 // checkInfo reads an .info's version, which must be one of the path.
@@ -95,34 +119,34 @@ func checkInfo(b []byte, path string) (string, error) {
 	return i.Version, module.Check(path, i.Version)
 }
 
-func (m *Mirror) fetchMod(ctx context.Context, t Target) error {
+func (m *Mirror) fetchMod(ctx context.Context, t Target) ([]byte, error) {
 	var b []byte
 	want, err := m.vouched(ctx, t, func(ctx context.Context) (err error) {
-		b, err = m.up.Get(ctx, t.upstreamPath(), maxMod, hasModuleLine)
+		b, err = m.upOf(t.Path).Get(ctx, t.upstreamPath(), maxMod, hasModuleLine)
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	got, err := hashMod(b)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if want.mod != "" && got != want.mod {
-		return m.incident(&IncidentError{Kind: "sumdb", Module: t.module(), File: "mod", Want: want.mod, Got: got})
+		return nil, m.incident(&IncidentError{Kind: "sumdb", Module: t.module(), File: "mod", Want: want.mod, Got: got})
 	}
 	if err := checkMod(b); err != nil { // only now: what the database does not vouch for is not parsed
-		return fmt.Errorf("%w: .mod of %s: %w", ErrUpstream, t.module(), err)
+		return nil, fmt.Errorf("%w: .mod of %s: %w", ErrUpstream, t.module(), err)
 	}
 	if err := m.sameMod(ctx, t.module(), b); err != nil {
-		return err
+		return nil, err
 	}
-	return m.public.Publish(ctx, t.upstreamPath(), b)
+	return b, nil
 }
 
 // maxParsed is the longest go.mod, in bytes, that is parsed: the parse takes
 // some thirty times as much memory. The longest that are known have 100 kB.
-const maxParsed = 1 << 20
+const maxParsed = 512 << 10
 
 // checkMod wants what the go command can read, with a module line; its path
 // may be another one, as in forks.
@@ -151,22 +175,28 @@ func hasModuleLine(b []byte) error {
 }
 
 func (m *Mirror) fetchZip(ctx context.Context, t Target) error {
-	d, err := m.public.Draft()
+	d, err := m.storeOf(t.Path).Draft()
 	if err != nil {
 		return err
 	}
 	defer d.Discard()
-	want, err := m.vouched(ctx, t, func(ctx context.Context) error {
-		return m.up.Fetch(ctx, upstream.Request{Path: t.upstreamPath(), MaxBytes: maxZip}, d)
-	})
+	h1, err := m.draftZip(ctx, t, d)
 	if err != nil {
 		return err
 	}
-	h1, err := m.checkZip(ctx, d.File(), t.module(), want)
-	if err != nil {
-		return m.opening(err)
-	}
 	return m.publishZip(ctx, d, t, h1)
+}
+
+// draftZip fetches a zip into d and verifies it.
+func (m *Mirror) draftZip(ctx context.Context, t Target, d *store.Draft) (h1 string, err error) {
+	want, err := m.vouched(ctx, t, func(ctx context.Context) error {
+		return m.upOf(t.Path).Fetch(ctx, upstream.Request{Path: t.upstreamPath(), MaxBytes: maxZip}, d)
+	})
+	if err != nil {
+		return "", err
+	}
+	h1, err = m.checkZip(ctx, d.File(), t.module(), want)
+	return h1, m.opening(err)
 }
 
 // publishZip puts the hashes beside the zip before the zip: who sees it finds
@@ -216,7 +246,7 @@ func (m *Mirror) checkZip(ctx context.Context, file string, v module.Version, wa
 		return "", &IncidentError{Kind: "sumdb", Module: v, File: "zip", Want: want.zip, Got: h1}
 	}
 	if want.mod == "" { // exempt or private: a stored .mod is all there is to hold it against
-		if b, err := m.storeOf(v.Path).Read(ctx, fileTarget(v, Mod).upstreamPath(), maxMod); err == nil {
+		if b := m.known(ctx, fileTarget(v, Mod)); b != nil {
 			if want.mod, err = hashMod(b); err != nil {
 				return "", err
 			}
@@ -280,7 +310,7 @@ func (m *Mirror) vouched(ctx context.Context, t Target, fetch func(context.Conte
 	case err != nil && !errors.Is(err, context.Canceled):
 		return want, err // trouble: the version may well exist
 	}
-	if _, err := m.up.Get(ctx, fileTarget(t.module(), Info).upstreamPath(), maxInfo, nil); errors.Is(err, upstream.ErrNotFound) {
+	if _, err := m.upOf(t.Path).Get(ctx, fileTarget(t.module(), Info).upstreamPath(), maxInfo, nil); errors.Is(err, upstream.ErrNotFound) {
 		return want, err
 	}
 	m.metrics.sumdb.WithLabelValues("not_listed").Inc()
@@ -290,7 +320,7 @@ func (m *Mirror) vouched(ctx context.Context, t Target, fetch func(context.Conte
 
 // sums asks the database; what it says no to is not taken in.
 func (m *Mirror) sums(ctx context.Context, v module.Version) (sums, error) {
-	if m.exempt(v.Path) {
+	if m.exempt(v.Path) || m.Visibility(v.Path) == Private {
 		return sums{}, nil
 	}
 	r, err := m.vouches.Record(ctx, v)

@@ -40,6 +40,9 @@ type ImportOptions struct {
 // of a bundle all or nothing, and the error is ErrBundle. What is there already
 // is compared. An import that was stopped goes on when it is begun again.
 func (m *Mirror) Import(ctx context.Context, o ImportOptions) (CareReport, error) {
+	if err := m.cfg.Stores(); err != nil {
+		return CareReport{}, err
+	}
 	src, bundle, err := openAny(ctx, o)
 	if err != nil {
 		return CareReport{}, fmt.Errorf("importing: %w", err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"path"
 	"slices"
@@ -147,7 +148,7 @@ func (m *Mirror) listed(ctx context.Context, modulePath string, a *answer) *Vers
 func (m *Mirror) judged(ctx context.Context, modulePath string, body []byte) *Versions {
 	stored := map[string]bool{}
 	if esc, err := module.EscapePath(modulePath); err == nil {
-		names, err := m.storeOf(modulePath).Names(ctx, esc + "/@v")
+		names, err := m.storeOf(modulePath).Names(ctx, esc+"/@v")
 		if err != nil {
 			m.log.LogAttrs(m.ctx, slog.LevelWarn, "folder not read", slog.String("module", modulePath), slog.Any("err", err))
 		}
@@ -332,14 +333,14 @@ func (m *Mirror) renew(ctx context.Context, t Target) (*answer, error) {
 		return nil, err
 	}
 	defer leave()
-	if m.Visibility(t.Path) == Private {
+	if m.fromGit(t.Path) {
 		return m.renewPrivate(ctx, t)
 	}
 	limit, check := int64(maxInfo), func(b []byte) error { _, err := checkInfo(b, t.Path); return err }
 	if t.Kind == List {
 		limit, check = maxList, func(b []byte) error { _, err := cleanList(b, t.Path); return err }
 	}
-	body, err := m.up.Get(ctx, t.upstreamPath(), limit, check)
+	body, err := m.upOf(t.Path).Get(ctx, t.upstreamPath(), limit, check)
 	if errors.Is(err, upstream.ErrNotFound) {
 		return m.gone(ctx, t)
 	}
@@ -361,7 +362,7 @@ func (m *Mirror) renewed(ctx context.Context, t Target, body []byte) *answer {
 	}
 	a := &answer{at: m.now(), body: body}
 	m.answers.put(t, a)
-	if t.Kind == Query {
+	if t.Kind == Query || m.passing != nil {
 		return a
 	}
 	if err := m.remember(ctx, t, a); err != nil {
@@ -388,14 +389,24 @@ func (m *Mirror) gone(ctx context.Context, t Target) (*answer, error) {
 	return nil, notThere(t)
 }
 
+// Limits of a list, beside its bytes: each version is judged, with facts, in
+// one call. The longest list that is known, golang.org/toolchain's, has some 10,000.
+const (
+	maxLines    = 100_000
+	maxVersions = 15_000
+)
+
 // cleanList takes the canonical tagged versions of the path, sorted, once
 // each. A body with none of them but with other text is no list.
 func cleanList(b []byte, modulePath string) ([]byte, error) {
-	var versions []string
+	if n := bytes.Count(b, []byte("\n")); n > maxLines {
+		return nil, fmt.Errorf("it has %d lines, more than %d", n, maxLines)
+	}
+	versions := map[string]bool{}
 	other := false
 	for line := range bytes.Lines(b) {
 		fields := bytes.Fields(line)
-		if len(fields) == 0 {
+		if len(fields) == 0 || versions[string(fields[0])] {
 			continue
 		}
 		v := string(fields[0]) // a second field may be the time
@@ -404,13 +415,16 @@ func cleanList(b []byte, modulePath string) ([]byte, error) {
 			continue
 		}
 		if !module.IsPseudoVersion(v) {
-			versions = append(versions, v)
+			versions[v] = true
 		}
 	}
-	if other && len(versions) == 0 {
+	switch {
+	case other && len(versions) == 0:
 		return nil, errors.New("it is not a list of versions")
+	case len(versions) > maxVersions:
+		return nil, fmt.Errorf("it has %d versions, more than %d", len(versions), maxVersions)
 	}
-	return joinVersions(versions), nil
+	return joinVersions(slices.Collect(maps.Keys(versions))), nil
 }
 
 func joinVersions(versions []string) []byte {
@@ -429,7 +443,7 @@ func (m *Mirror) storedList(ctx context.Context, modulePath string) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	names, err := m.storeOf(modulePath).Names(ctx, esc + "/@v")
+	names, err := m.storeOf(modulePath).Names(ctx, esc+"/@v")
 	if err != nil {
 		return nil, fmt.Errorf("listing %s in the store: %w", modulePath, err)
 	}

@@ -58,6 +58,7 @@ type Mirror struct {
 	now        func() time.Time
 	list       upstream.List
 	up         *upstream.Client
+	nobody     *upstream.Client // asks no server
 	public     *store.Store
 	private    *store.Store
 	databases  map[string]*sumdb.Database
@@ -81,6 +82,7 @@ type Mirror struct {
 
 	quarantine quarantine
 	used       *used
+	passing    *passing // of mode proxy; nil where files are kept
 
 	queue   queue // cold work takes turns
 	flights singleflight.Group
@@ -122,7 +124,11 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 		used:  newUsed(o.Now()),
 		queue: newQueue(cfg.MaxFetches, cfg.MaxWaiting, o.Registerer),
 	}
-	if err := m.openUpstreams(o); err != nil {
+	if cfg.Mode == modeProxy {
+		m.passing = newPassing()
+	}
+	metrics := upstream.NewMetrics(o.Registerer)
+	if err := m.openUpstreams(o, metrics); err != nil {
 		return nil, err
 	}
 	for _, h := range cfg.CodeHosts {
@@ -136,7 +142,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := m.openState(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	if err := m.openGit(ctx, o); err != nil {
+	if err := m.openPrivate(ctx, o, metrics); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	if err := m.openFeed(ctx, o); err != nil {
@@ -153,10 +159,14 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 // openStores opens both roots and what is kept in the public one.
 func (m *Mirror) openStores(ctx context.Context) error {
 	var err error
-	if m.public, err = store.Open(ctx, filepath.Join(m.cfg.Store, "public"), store.Options{}); err != nil {
+	root := m.cfg.Store
+	if m.passing != nil {
+		root = filepath.Join(root, "proxy") // what an earlier mode stored is not seen
+	}
+	if m.public, err = store.Open(ctx, filepath.Join(root, "public"), store.Options{}); err != nil {
 		return err
 	}
-	if m.private, err = store.Open(ctx, filepath.Join(m.cfg.Store, "private"), store.Options{}); err != nil {
+	if m.private, err = store.Open(ctx, filepath.Join(root, "private"), store.Options{}); err != nil {
 		return err
 	}
 	if m.incidents, err = openIncidents(ctx, m.public); err != nil {
@@ -301,11 +311,12 @@ func isCachedOnly(ctx context.Context) bool { return ctx.Value(cachedOnly{}) != 
 // that began it and has a deadline of its own; each caller waits only as long
 // as its own context lasts.
 func (m *Mirror) flight(ctx context.Context, t Target, work func(context.Context) (any, error)) (any, error) {
-	limit := m.cfg.FetchTimeout
-	if t.Path == "golang.org/toolchain" {
-		limit = m.cfg.ToolchainTimeout
-	}
-	ch, joined := m.launch(flightKey(t), limit, work)
+	return m.wait(ctx, flightKey(t), m.limit(t), work)
+}
+
+// wait starts or joins a flight, and waits for it as long as ctx lasts.
+func (m *Mirror) wait(ctx context.Context, key string, limit time.Duration, work func(context.Context) (any, error)) (any, error) {
+	ch, joined := m.launch(key, limit, work)
 	select {
 	case r := <-ch:
 		if joined() {
@@ -315,6 +326,14 @@ func (m *Mirror) flight(ctx context.Context, t Target, work func(context.Context
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// limit is how long a fetch may take.
+func (m *Mirror) limit(t Target) time.Duration {
+	if t.Path == "golang.org/toolchain" {
+		return m.cfg.ToolchainTimeout
+	}
+	return m.cfg.FetchTimeout
 }
 
 // flightKey prints the whole target: a .mod must not wait for a zip that nobody asked for.
@@ -348,7 +367,7 @@ func (m *Mirror) launch(key string, limit time.Duration, work func(context.Conte
 func (m *Mirror) route(path string) error {
 	switch m.Visibility(path) {
 	case Private:
-		if _, ok := m.git.route(path); !ok && !m.cfg.Offline {
+		if _, ok := m.git.route(path); !ok && m.git.upstream(path) == nil && !m.cfg.Offline {
 			return fmt.Errorf("%s: %w", path, ErrNoPrivateSource)
 		}
 	case Unknown:

@@ -85,6 +85,9 @@ func (m *Mirror) openFile(ctx context.Context, t Target) (*File, error) {
 	if err := m.mayAsk(ctx, t); err != nil {
 		return nil, err
 	}
+	if m.passing != nil && t.Kind == Zip {
+		return m.passZip(ctx, t)
+	}
 	v, err := m.flight(ctx, t, func(ctx context.Context) (any, error) { return m.fetch(ctx, t) })
 	if err != nil {
 		m.metrics.cache.WithLabelValues("upstream", resultOf(err)).Inc()

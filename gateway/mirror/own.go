@@ -126,6 +126,9 @@ func (m *Mirror) recorded(ctx context.Context, v module.Version) (sums, error) {
 
 // storedSums hashes the zip and go.mod of a private module, which are taken in first.
 func (m *Mirror) storedSums(ctx context.Context, v module.Version) (zipHash, modHash string, err error) {
+	if m.passing != nil {
+		return m.passedSums(ctx, v)
+	}
 	for _, k := range []Kind{Zip, Mod} {
 		t := fileTarget(v, k)
 		if _, err := m.private.Stat(ctx, t.upstreamPath()); errors.Is(err, fs.ErrNotExist) {

@@ -16,6 +16,9 @@ type PrefetchOptions struct {
 // Prefetch brings versions in that are not there yet, each verified as if a
 // client had asked, and ends the freshness of their modules' lists.
 func (m *Mirror) Prefetch(ctx context.Context, o PrefetchOptions) (CareReport, error) {
+	if err := m.cfg.Stores(); err != nil {
+		return CareReport{}, err
+	}
 	counts := newKeeper(o.Progress, len(o.Versions))
 	for _, w := range o.Versions {
 		m.expire(ctx, w.Path)

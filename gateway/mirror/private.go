@@ -26,14 +26,16 @@ type gitSource struct {
 	routes []gitRoute
 }
 
-// gitRoute holds patterns in lower case, and the number of their source; -1 has none.
+// gitRoute holds patterns in lower case, and the number of their source; -1
+// has none, or a GOPROXY server.
 type gitRoute struct {
 	patterns []string
 	number   int
+	up       *upstream.Client
 }
 
-// openGit makes a source of the routes that have hosts.
-func (m *Mirror) openGit(ctx context.Context, o Options) error {
+// openPrivate makes a source of the routes that have hosts or an upstream.
+func (m *Mirror) openPrivate(ctx context.Context, o Options, metrics *upstream.Metrics) (err error) {
 	if m.cfg.Offline {
 		return nil
 	}
@@ -44,16 +46,21 @@ func (m *Mirror) openGit(ctx context.Context, o Options) error {
 		for _, p := range r.Patterns {
 			route.patterns = append(route.patterns, strings.ToLower(strings.TrimSuffix(p, "/")))
 		}
-		if len(r.Hosts) > 0 {
+		switch {
+		case r.Upstream != "":
+			if route.up, err = r.upstream(m.cfg, o, metrics); err != nil {
+				return fmt.Errorf("opening private routes: %w", err)
+			}
+		case len(r.Hosts) > 0:
 			route.number = len(routes)
-			routes = append(routes, vcs.Route(r))
+			routes = append(routes, r.git())
 		}
 		g.routes = append(g.routes, route)
 	}
+	m.git = &g
 	if len(routes) == 0 {
 		return nil
 	}
-	var err error
 	g.Source, err = vcs.Open(ctx, vcs.Options{
 		Dir: filepath.Join(m.cfg.Store, "vcs"), Routes: routes, Go: m.cfg.GoCommand, Now: m.now, Logger: m.log,
 		MaxDisk: m.cfg.VCS.RunBytes, MaxClones: m.cfg.VCS.CloneBytes, Registerer: o.Registerer,
@@ -61,12 +68,27 @@ func (m *Mirror) openGit(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("opening private routes: %w", err)
 	}
-	m.git = &g
 	return nil
+}
+
+// git is what the route is to Git.
+func (r PrivateRoute) git() vcs.Route {
+	return vcs.Route{
+		Patterns: r.Patterns, Hosts: r.Hosts, CredentialFile: r.CredentialFile, TokenCommand: r.TokenCommand,
+		SSHKeyFile: r.SSHKeyFile, KnownHostsFile: r.KnownHostsFile, CAFile: r.CAFile, Proxy: r.Proxy, InsteadOf: r.InsteadOf,
+	}
 }
 
 func (g *gitSource) close() error {
 	if g == nil {
+		return nil
+	}
+	for _, r := range g.routes {
+		if r.up != nil {
+			r.up.Close()
+		}
+	}
+	if g.Source == nil {
 		return nil
 	}
 	return g.Close()
@@ -74,18 +96,34 @@ func (g *gitSource) close() error {
 
 // route gives the source of a private path. As everywhere, letter case is ignored.
 func (g *gitSource) route(path string) (number int, ok bool) {
+	if r := g.match(path); r != nil {
+		return r.number, r.number >= 0
+	}
+	return 0, false
+}
+
+// upstream gives the GOPROXY server of a private path, or nil.
+func (g *gitSource) upstream(path string) *upstream.Client {
+	if r := g.match(path); r != nil {
+		return r.up
+	}
+	return nil
+}
+
+// match is the first route with a pattern that matches, or nil.
+func (g *gitSource) match(path string) *gitRoute {
 	if g == nil {
-		return 0, false
+		return nil
 	}
 	p := strings.ToLower(path)
-	for _, r := range g.routes {
+	for i, r := range g.routes {
 		for _, pattern := range r.patterns {
 			if module.MatchPrefixPatterns(pattern, p) {
-				return r.number, r.number >= 0
+				return &g.routes[i]
 			}
 		}
 	}
-	return 0, false
+	return nil
 }
 
 // island tells that nobody may be asked for a path. Upstreams have no say in private modules.
@@ -94,7 +132,7 @@ func (m *Mirror) island(path string) bool {
 		return m.up.Island()
 	}
 	_, ok := m.git.route(path)
-	return !ok
+	return !ok && m.git.upstream(path) == nil
 }
 
 // sourced is route for lists: a private module without a source is what was imported of it.

@@ -85,7 +85,7 @@ func RepositoryName(repository string) string { return vcs.Address(repository) }
 // There is one renewal of a repository at a time, followed by at most one more. It gives the number of repositories
 // that it is about: 0 where nothing is known of any.
 func (m *Mirror) Refresh(repositories []string) int {
-	if m.git == nil {
+	if m.git == nil || m.git.Source == nil {
 		return 0
 	}
 	var roots []string
@@ -93,7 +93,7 @@ func (m *Mirror) Refresh(repositories []string) int {
 		roots = append(roots, strings.ToLower(root))
 	}
 	for _, u := range repositories { // one that has no clone may be known not to be there
-		if root := vcs.Address(u); root != "" && m.Visibility(root) == Private && m.answers.below(root, nil) {
+		if root := vcs.Address(u); root != "" && m.fromGit(root) && m.answers.below(root, nil) {
 			roots = append(roots, root)
 		}
 	}
@@ -121,7 +121,7 @@ func (m *Mirror) renewPushed(root string) {
 	for m.pushes.next(root) {
 		var lists []Target
 		m.answers.below(root, func(t Target, a *answer) {
-			if t.Kind == List && !a.missing {
+			if t.Kind == List && !a.missing && m.fromGit(t.Path) {
 				lists = append(lists, t)
 			}
 		})

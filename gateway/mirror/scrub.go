@@ -34,6 +34,9 @@ type ScrubOptions struct {
 // hashes: of the checksum record, of what was noted when it came in, and of
 // what stands beside it. Each bad file is in the report.
 func (m *Mirror) Scrub(ctx context.Context, o ScrubOptions) (CareReport, error) {
+	if err := m.cfg.Stores(); err != nil {
+		return CareReport{}, err
+	}
 	counts := newKeeper(o.Progress, 0)
 	for _, s := range []*store.Store{m.public, m.private} {
 		err := s.Walk(ctx, ".", func(i store.Info) error {

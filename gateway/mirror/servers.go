@@ -1,27 +1,108 @@
 package mirror
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 
 	"github.com/headgate/headgate/gateway/mirror/upstream"
 )
 
-// openUpstreams makes the client of public modules.
-func (m *Mirror) openUpstreams(o Options) error {
+// openUpstreams makes the client of public modules, and one that asks nobody.
+func (m *Mirror) openUpstreams(o Options, metrics *upstream.Metrics) error {
 	var hosts []upstream.Host
 	for _, h := range m.cfg.UpstreamHosts {
 		hosts = append(hosts, upstream.Host(h))
 	}
 	var err error
+	if m.nobody, err = upstream.New(upstream.Options{}); err != nil {
+		return fmt.Errorf("opening upstreams: %w", err)
+	}
 	m.up, err = upstream.New(upstream.Options{
 		List: m.list, Hosts: hosts, RedirectHosts: m.cfg.RedirectHosts, Transport: o.Transport,
-		FirstByte: o.FirstByte, Logger: o.Logger, Metrics: upstream.NewMetrics(o.Registerer),
+		FirstByte: o.FirstByte, Logger: o.Logger, Metrics: metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("opening upstreams: %w", err)
 	}
 	return nil
+}
+
+// upstream makes the client of a private route that is served by a GOPROXY server.
+func (r PrivateRoute) upstream(cfg Config, o Options, metrics *upstream.Metrics) (*upstream.Client, error) {
+	list, err := upstream.Parse(r.Upstream, upstream.ParseOptions{AllowHTTP: cfg.InsecureHTTP})
+	if err != nil {
+		return nil, err
+	}
+	var hosts []upstream.Host
+	for _, e := range list {
+		hosts = append(hosts, upstream.Host{Host: e.Host(), CredentialFile: r.CredentialFile, CAFile: r.CAFile})
+	}
+	return upstream.New(upstream.Options{
+		List: list, Hosts: hosts, RedirectHosts: cfg.RedirectHosts, Transport: o.Transport,
+		FirstByte: o.FirstByte, Logger: o.Logger, Metrics: metrics,
+	})
+}
+
+// upOf is who is asked for a path that does not come from Git. A private one
+// goes to its own server or to nobody.
+func (m *Mirror) upOf(path string) *upstream.Client {
+	if m.Visibility(path) != Private {
+		return m.up
+	}
+	if own := m.git.upstream(path); own != nil {
+		return own
+	}
+	return m.nobody
+}
+
+// fromGit tells whether a path is a private one that no GOPROXY server has.
+func (m *Mirror) fromGit(path string) bool {
+	return m.Visibility(path) == Private && m.git.upstream(path) == nil
+}
+
+// modFirst takes in the .mod of a zip that no checksum database vouches for:
+// it is what the zip is held against. It comes before the zip takes a slot.
+func (m *Mirror) modFirst(ctx context.Context, t Target) error {
+	if t.Kind != Zip || m.Visibility(t.Path) != Private || m.fromGit(t.Path) {
+		return nil
+	}
+	f, err := m.openFile(ctx, fileTarget(t.module(), Mod))
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// validateUpstream reports what does not go with a GOPROXY server of private modules.
+func (r PrivateRoute) validateUpstream(bad func(string, ...any), key string, allowHTTP bool) {
+	list, err := upstream.Parse(r.Upstream, upstream.ParseOptions{AllowHTTP: allowHTTP})
+	if err != nil {
+		bad("%s.upstream: %w%s", key, err, hintFor(err))
+	}
+	if err == nil && len(list) == 0 {
+		bad("%s.upstream: is off; want a GOPROXY server, or no entry", key)
+	}
+	for _, e := range list {
+		if r.CredentialFile != "" {
+			checkCredential(bad, key, e.URL)
+		}
+	}
+	for _, git := range []struct {
+		name string
+		set  bool
+	}{
+		{"hosts", len(r.Hosts) > 0},
+		{"token_command", len(r.TokenCommand) > 0},
+		{"ssh_key_file", r.SSHKeyFile != ""},
+		{"known_hosts_file", r.KnownHostsFile != ""},
+		{"proxy", r.Proxy != ""},
+		{"instead_of", len(r.InsteadOf) > 0},
+	} {
+		if git.set {
+			bad("%s.%s: is for Git and stands beside %s.upstream; want one of the two", key, git.name, key)
+		}
+	}
 }
 
 // validateUpstreamHosts wants each entry to be of use: a host that no upstream has is a typing mistake.

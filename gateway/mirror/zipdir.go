@@ -17,7 +17,7 @@ import (
 // could list millions of empty files, or folders within folders without end.
 const (
 	maxDirectory = 16 << 20 // bytes
-	maxListed   = 100_000
+	maxListed    = 100_000
 	maxName      = 1024 // bytes of one name
 	maxDepth     = 128  // folders of one name
 	maxFolders   = 4 << 20

@@ -136,15 +136,20 @@ func (e *entry) mod() []byte {
 	return []byte("module " + e.Path + "\n")
 }
 
+// Pack makes the module's zip of its files.
+func (m Module) Pack() ([]byte, error) {
+	var b bytes.Buffer
+	err := modzip.Create(&b, m.Version, (&entry{Module: m}).files())
+	return b.Bytes(), err
+}
+
 // build writes the zip to the server's folder and computes its hash.
 func (e *entry) build(dir string) (string, error) {
 	e.once.Do(func() {
 		e.zip = filepath.Join(dir, fmt.Sprintf("%d.zip", rand.Uint64()))
 		data := e.Zip
 		if data == nil {
-			var buf bytes.Buffer
-			e.err = modzip.Create(&buf, e.Version, e.files())
-			data = buf.Bytes()
+			data, e.err = e.Pack()
 		}
 		if e.err == nil {
 			e.err = os.WriteFile(e.zip, data, 0o600)

@@ -43,7 +43,8 @@ type Fault struct {
 	Flip bool
 	// Hang answers nothing until the client gives up.
 	Hang bool
-	// Redirect sends 302 to this URL; "self" is to the same one.
+	// Redirect sends 302 to this URL; "self" is to the same one, and one that
+	// ends in a slash is followed by the path.
 	Redirect string
 }
 
@@ -118,6 +119,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.raw(w)
 	case f.Redirect == "self":
 		http.Redirect(w, r, r.URL.Path, http.StatusFound)
+	case strings.HasSuffix(f.Redirect, "/"):
+		http.Redirect(w, r, f.Redirect+r.URL.Path[1:], http.StatusFound)
 	case f.Redirect != "":
 		http.Redirect(w, r, f.Redirect, http.StatusFound)
 	case f.Huge > 0:
@@ -297,9 +300,12 @@ func (f *armed) raw(w http.ResponseWriter) {
 // abort breaks the connection off.
 func (f *armed) abort(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).Flush()
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if !f.Reset || err != nil {
+	if !f.Reset {
 		panic(http.ErrAbortHandler)
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err) // the server speaks HTTP/2: a mistake in the test
 	}
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok { // of TLS
 		conn = t.NetConn()

@@ -177,11 +177,22 @@ func (d *Draft) compare(ctx context.Context, name string) error {
 	return nil
 }
 
+// Take gives the draft's open file without its name: closing it leaves nothing
+// behind, whatever becomes of the process. The draft is done.
+func (d *Draft) Take() (*os.File, error) {
+	if err := d.s.scratch.root.Remove(d.name); err != nil {
+		return nil, fmt.Errorf("taking a draft: %w", err)
+	}
+	f := d.f
+	d.done, d.f = true, nil
+	return f, nil
+}
+
 // Discard removes the draft; after Publish the published file stays. Calling it
 // twice is fine.
 func (d *Draft) Discard() {
 	// What cannot be removed now is removed when the store is opened again.
-	_ = d.f.Close()
+	_ = d.f.Close() // of a nil file, after Take, an error as good as any
 	if !d.done {
 		_ = d.s.scratch.root.Remove(d.name)
 		d.done = true

@@ -90,7 +90,7 @@ func (s *Store) openBucket(ctx context.Context, location string, o Options) erro
 	}
 	u := address(location)
 	q := u.Query()
-	prefix := path.Clean("/"+q.Get("prefix"))[1:]
+	prefix := path.Clean("/" + q.Get("prefix"))[1:]
 	q.Del("prefix")
 	u.RawQuery = q.Encode()
 	b, err := blob.OpenBucket(ctx, u.String())

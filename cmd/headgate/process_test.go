@@ -130,6 +130,12 @@ type site struct {
 // newSite writes a configuration with extra sections and starts the gateway.
 func newSite(t *testing.T, upstream *mirrortest.Server, extra string) *site {
 	t.Helper()
+	return newSiteOf(t, upstream, baseConfig+extra)
+}
+
+// newSiteOf starts a gateway with a whole configuration.
+func newSiteOf(t *testing.T, upstream *mirrortest.Server, config string) *site {
+	t.Helper()
 	port := freePort()
 	bin, err := built()
 	if err != nil {
@@ -137,7 +143,7 @@ func newSite(t *testing.T, upstream *mirrortest.Server, extra string) *site {
 	}
 	s := &site{t: t, bin: bin, dir: t.TempDir(), operations: freePort(), url: "https://localhost:" + port, upstream: upstream}
 	values := map[string]string{"WORK": s.dir, "PORT": port, "OPS": s.operations, "UPSTREAM": upstream.URL, "SUMDB_KEY": upstream.Key()}
-	text := os.Expand(baseConfig+extra, func(key string) string { return values[key] })
+	text := os.Expand(config, func(key string) string { return values[key] })
 	file := filepath.Join(s.dir, "headgate.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -76,7 +76,7 @@ func OnPostgres(t *testing.T, run string) {
 		return // this is that run
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+run, "-test.count=1")
-	cmd.Env = append(os.Environ(), variable+"="+Start(t))
+	cmd.Env = append(os.Environ(), variable+"="+Start(t).URL)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("on PostgreSQL: %v\n%s", err, out)
@@ -86,8 +86,25 @@ func OnPostgres(t *testing.T, run string) {
 	}
 }
 
-// Start runs a PostgreSQL server on a socket of its own until the test ends, and gives the URL of its maintenance database.
-func Start(t *testing.T) string {
+// A Server is a PostgreSQL server of one test.
+type Server struct {
+	// URL is that of the maintenance database.
+	URL string
+
+	t       *testing.T
+	control func(args ...string) error
+}
+
+// Stop ends the server at once, and every connection with it.
+func (s *Server) Stop() {
+	s.t.Helper()
+	if err := s.control("-m", "immediate", "stop"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Start runs a PostgreSQL server on a socket of its own until the test ends.
+func Start(t *testing.T) *Server {
 	t.Helper()
 	bin := programs(t)
 	dir, err := os.MkdirTemp("", "pg")
@@ -105,19 +122,32 @@ func Start(t *testing.T) string {
 	if out, err := command("initdb", "--no-sync", "-A", "trust", "-U", "headgate", "-E", "UTF8", "--locale=C", "-D", data).CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v\n%s", err, out)
 	}
-	log := filepath.Join(dir, "log")
 	// What a test writes needs to survive nothing: durability is the server's own business.
 	settings := "-c listen_addresses='' -c fsync=off -c synchronous_commit=off -c max_connections=300 -k " + dir
-	if out, err := command("pg_ctl", "-D", data, "-l", log, "-w", "-t", "60", "-o", settings, "start").CombinedOutput(); err != nil {
-		text, _ := os.ReadFile(log)
-		t.Fatalf("pg_ctl start: %v\n%s%s", err, out, text)
+	server := &Server{URL: "postgres:///postgres?user=headgate&host=" + dir, t: t}
+	server.control = func(args ...string) error {
+		out, err := command("pg_ctl", append([]string{"-D", data, "-l", filepath.Join(dir, "log"), "-w", "-t", "60", "-o", settings}, args...)...).CombinedOutput()
+		if err != nil {
+			text, _ := os.ReadFile(filepath.Join(dir, "log")) // there is none where it did not come so far
+			return fmt.Errorf("pg_ctl %s: %w\n%s%s", args, err, out, text)
+		}
+		return nil
 	}
+	server.Resume()
 	t.Cleanup(func() {
-		if out, err := command("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop").CombinedOutput(); err != nil {
-			t.Errorf("pg_ctl stop: %v\n%s", err, out)
+		if err := server.control("-m", "immediate", "stop"); err != nil && server.control("status") == nil {
+			t.Error(err)
 		}
 	})
-	return "postgres:///postgres?user=headgate&host=" + dir
+	return server
+}
+
+// Resume starts the server again after Stop.
+func (s *Server) Resume() {
+	s.t.Helper()
+	if err := s.control("start"); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // owner is whom the server runs as, who gets dir: it refuses to run as root.

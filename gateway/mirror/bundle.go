@@ -33,6 +33,7 @@ const (
 	maxBundleEntries = 4 << 20
 	maxManifest      = 1 << 30
 	zstdMemory       = 64 << 20
+	tarBlock         = 512
 )
 
 // manifest lists the files of a bundle.
@@ -160,7 +161,7 @@ func unpack(ctx context.Context, file, dir string) (_ *source, err error) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrBundle, filepath.Base(file), err)
 	}
 	defer closeBody()
-	if err := unpackInto(ctx, staged, tar.NewReader(body)); err != nil {
+	if err := unpackInto(ctx, staged, &reading{r: body}); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Base(file), err)
 	}
 	s, err := openSource(ctx, staged)
@@ -193,7 +194,8 @@ func decompressed(f io.Reader) (io.Reader, func(), error) {
 }
 
 // unpackInto writes the entries and compares them with the manifest, the last of them.
-func unpackInto(ctx context.Context, dir string, t *tar.Reader) error {
+func unpackInto(ctx context.Context, dir string, body *reading) error {
+	t := tar.NewReader(body)
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("opening the folder for the bundle: %w", err)
@@ -222,7 +224,7 @@ func unpackInto(ctx context.Context, dir string, t *tar.Reader) error {
 		case found[h.Name].Name != "":
 			return fmt.Errorf("%w: entry %q stands there twice", ErrBundle, h.Name)
 		case h.Name == manifestName:
-			return compareManifest(t, found)
+			return compareManifest(t, body, found)
 		}
 		if found[h.Name], err = unpackFile(root, h, t); err != nil {
 			return err
@@ -272,14 +274,16 @@ func unpackFile(root *os.Root, h *tar.Header, r io.Reader) (listed, error) {
 
 func sumText(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 
-// reading keeps the error of the bundle apart from one of the disk.
+// reading keeps the error of the bundle apart from one of the disk, and counts its bytes.
 type reading struct {
 	r   io.Reader
+	n   int64
 	err error
 }
 
 func (r *reading) Read(b []byte) (int, error) {
 	n, err := r.r.Read(b)
+	r.n += int64(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		r.err = err
 	}
@@ -287,10 +291,13 @@ func (r *reading) Read(b []byte) (int, error) {
 }
 
 // compareManifest wants each entry in the manifest, and nothing beside, and nothing behind it.
-func compareManifest(t *tar.Reader, found map[string]listed) error {
+func compareManifest(t *tar.Reader, body *reading, found map[string]listed) error {
+	text, err := io.ReadAll(io.LimitReader(t, maxManifest))
+	if err != nil {
+		return fmt.Errorf("%w: its manifest: %w", ErrBundle, err)
+	}
 	var list manifest
-	d := json.NewDecoder(io.LimitReader(t, maxManifest))
-	if err := d.Decode(&list); err != nil {
+	if err := json.Unmarshal(text, &list); err != nil {
 		return fmt.Errorf("%w: its manifest: %w", ErrBundle, err)
 	}
 	if list.Schema != 1 {
@@ -304,8 +311,13 @@ func compareManifest(t *tar.Reader, found map[string]listed) error {
 			return fmt.Errorf("%w: %q is not as its manifest says", ErrBundle, want.Name)
 		}
 	}
+	// The reader takes a tar without its end for one that ends there.
+	end := body.n + 2*tarBlock + (tarBlock-int64(len(text))%tarBlock)%tarBlock
 	if _, err := t.Next(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: something stands behind its manifest", ErrBundle)
+	}
+	if body.n < end {
+		return fmt.Errorf("%w: it ends too early", ErrBundle)
 	}
 	return nil
 }

@@ -112,14 +112,20 @@ func (i *intake) offers(ctx context.Context, keep bool) error {
 		if x.db == nil {
 			continue
 		}
-		head, err := i.src.head(ctx, x.db)
+		var head []byte
+		var err error
+		if i.bundle {
+			head, err = i.src.bundled(x.db)
+		} else {
+			head, err = i.src.head(ctx, x.db)
+		}
 		if err != nil {
 			return err
 		}
 		if head == nil {
 			continue
 		}
-		*x.offer, err = x.db.Offered(ctx, sumdb.OfferOptions{Head: head, From: i.src.fetch(x.db.Name()), Keep: keep, Only: i.alone})
+		*x.offer, err = x.db.Offered(ctx, sumdb.OfferOptions{Head: head, From: i.src.fetch(x.db.Name()), Keep: keep, Only: i.alone, Whole: i.bundle})
 		if err != nil && (i.bundle || errors.Is(err, sumdb.ErrSecurity)) {
 			return err
 		}
@@ -453,8 +459,8 @@ func (i *intake) takeZip(ctx context.Context, c *candidate, want sums, x *sighti
 		return false, n, err
 	}
 	stored := &File{}
-	if _, missing := s.Stat(ctx, t.upstreamPath()); missing == nil {
-		if err := zipHashes(ctx, s, stored, t.upstreamPath()); err != nil {
+	if info, missing := s.Stat(ctx, t.upstreamPath()); missing == nil {
+		if err := zipHashes(ctx, s, stored, info); err != nil {
 			return false, n, err
 		}
 		if stored.ETag == `"`+d.SHA256()+`"` {

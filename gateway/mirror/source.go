@@ -158,7 +158,16 @@ func (s *source) fetch(name string) sumdb.Fetch {
 	}
 }
 
-// head finds the newest signed head that the source has of a database: by
+// bundled is the signed head that a bundle brings of a database, nil where it has none.
+func (s *source) bundled(db *sumdb.Database) ([]byte, error) {
+	head, err := s.read(path.Join("sumdb", db.Name(), "latest"), maxInfo)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return head, err
+}
+
+// head finds the newest signed head that a folder has of a database: by
 // itself, or in one of the records. It is nil where there is none.
 func (s *source) head(ctx context.Context, db *sumdb.Database) ([]byte, error) {
 	dir := path.Join("sumdb", db.Name())

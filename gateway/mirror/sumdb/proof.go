@@ -23,6 +23,8 @@ type Offer struct {
 	tree tlog.Tree
 	keep bool
 	only bool
+
+	whole bool
 }
 
 // OfferOptions say what comes from elsewhere, and what may be done with it.
@@ -35,6 +37,8 @@ type OfferOptions struct {
 	Keep bool
 	// Only asks nobody for tiles that From does not have.
 	Only bool
+	// Whole wants Head itself in every record, as Export writes them.
+	Whole bool
 }
 
 // Offered checks that an offer's head is signed by the database and is of one
@@ -48,7 +52,7 @@ func (d *Database) Offered(ctx context.Context, o OfferOptions) (*Offer, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%w: head: %w", ErrInvalid, err)
 	}
-	f := &Offer{d: d, from: o.From, head: o.Head, tree: tree, keep: o.Keep, only: o.Only}
+	f := &Offer{d: d, from: o.From, head: o.Head, tree: tree, keep: o.Keep, only: o.Only, whole: o.Whole}
 	for {
 		d.mu.Lock()
 		head, mine := d.head, d.tree
@@ -95,7 +99,10 @@ func (f *Offer) Sums(ctx context.Context, m module.Version) (zip, mod string, er
 	if err != nil {
 		return "", "", fmt.Errorf("reading the record of %s: %w", m, err)
 	}
-	id, text, _, err := tlog.ParseRecord(msg)
+	id, text, head, err := tlog.ParseRecord(msg)
+	if err == nil && f.whole && !bytes.Equal(head, f.head) {
+		err = errors.New("its head is another one")
+	}
 	if err != nil {
 		return "", "", fmt.Errorf("%w: record of %s: %w", ErrInvalid, m, err)
 	}

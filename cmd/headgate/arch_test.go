@@ -33,6 +33,7 @@ var imports = map[string][]string{
 	"gateway/mirror/vcs":         {},
 	"gateway/mirror/vcs/vcstest": {},
 	"cmd/headgate":               {"audit", "gateway", "gateway/mirror", "identity", "policies", "policy"},
+	"cmd/headgate/statetest":     {},
 	"cmd/headgate-demo":          {"gateway/mirror/mirrortest", "identity/identitytest"},
 }
 
@@ -46,7 +47,8 @@ var soleUsers = map[string][]string{
 	"github.com/spf13/cobra":              {"cmd/headgate"},
 	"github.com/google/licenseclassifier": {"gateway/mirror/licence"},
 	"github.com/failsafe-go/failsafe-go":  {"gateway/mirror/upstream"},
-	"modernc.org/sqlite":                  {"cmd/headgate", "identity/identitytest"},
+	"modernc.org/sqlite":                  {"cmd/headgate", "cmd/headgate/statetest"},
+	"github.com/jackc/pgx":                {"cmd/headgate", "cmd/headgate/statetest"},
 }
 
 func TestImportTable(t *testing.T) {

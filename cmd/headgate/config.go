@@ -94,11 +94,13 @@ func (c *config) files() []namedFile {
 		{"identity.pepper_file", &c.Identity.PepperFile, true},
 		{"policy.path", &c.Policy.Path, true},
 		{"mirror.store", &c.Mirror.Store, false},
+		{"mirror.store_private", &c.Mirror.StorePrivate, false},
 		{"audit.dir", &c.Audit.Dir, false},
 	}
 	for i := range c.Identity.Issuers {
 		files = append(files, namedFile{fmt.Sprintf("identity.issuers[%d].ca_file", i), &c.Identity.Issuers[i].CAFile, true})
 	}
+	files = append(files, deviceFiles(&c.Identity.Devices)...)
 	for i := range c.Mirror.UpstreamHosts {
 		h := &c.Mirror.UpstreamHosts[i]
 		files = append(files, namedFile{fmt.Sprintf("mirror.upstream_hosts[%d].credential_file", i), &h.CredentialFile, true},
@@ -108,6 +110,33 @@ func (c *config) files() []namedFile {
 		r := &c.Mirror.Private[i]
 		files = append(files, namedFile{fmt.Sprintf("mirror.private[%d].credential_file", i), &r.CredentialFile, true},
 			namedFile{fmt.Sprintf("mirror.private[%d].ca_file", i), &r.CAFile, true})
+	}
+	return files
+}
+
+// deviceFiles are the files of devices. A feed and a revocation list may be away for a while, authorities may not.
+func deviceFiles(d *identity.Devices) []namedFile {
+	files := []namedFile{
+		{"identity.devices.ca", &d.CA, true},
+		{"identity.devices.enrolment.ca_cert", &d.Enrolment.CACert, true},
+		{"identity.devices.enrolment.ca_key", &d.Enrolment.CAKey, true},
+	}
+	for i := range d.Pools {
+		files = append(files, namedFile{fmt.Sprintf("identity.devices.pools[%d].ca", i), &d.Pools[i].CA, true})
+	}
+	for i := range d.CRL {
+		files = append(files, namedFile{fmt.Sprintf("identity.devices.crl[%d]", i), &d.CRL[i], false})
+	}
+	feeds := []*identity.Feed{&d.Inventory}
+	for i := range d.Posture {
+		feeds = append(feeds, &d.Posture[i])
+	}
+	for i, f := range feeds {
+		at := "identity.devices.inventory"
+		if i > 0 {
+			at = fmt.Sprintf("identity.devices.posture[%d]", i-1)
+		}
+		files = append(files, namedFile{at + ".file", &f.File, false}, namedFile{at + ".ca_file", &f.CAFile, true}, namedFile{at + ".token_file", &f.TokenFile, true})
 	}
 	return files
 }

@@ -95,7 +95,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong use; audit verbs and serve: 10 
 		return &useError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	file := root.PersistentFlags().String("config", "", "configuration `FILE` (default: $HEADGATE_CONFIG, else "+systemConfig+", else defaults)")
-	root.AddCommand(serveCommand(file), readyCommand(file), configCommand(file), tokenCommand(file), lockCommand(file), unlockCommand(file),
+	root.AddCommand(serveCommand(file), readyCommand(file), configCommand(file), tokenCommand(file), deviceCommand(file), lockCommand(file), unlockCommand(file),
 		auditCommand(file), mirrorCommand(file), versionCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	return root

@@ -87,6 +87,7 @@ var table = []struct {
 	{mirror.ErrNothingStored, Problem{Status: 409, Code: "NOTHING-STORED", Public: "mirror.mode is proxy: modules are passed on, not stored", Stage: "protocol"}},
 	{mirror.ErrBusy, Problem{Status: 503, Code: "QUEUE-FULL", Public: "queue full: too many cold files are being fetched; ask again", Stage: "limit", RetryAfter: 5}},
 	{mirror.ErrNoPrivateSource, Problem{Status: 502, Code: "NO-PRIVATE-SOURCE", Public: "a private module, and this gateway has no source for it", Stage: "release"}},
+	{mirror.ErrSumdbForked, Problem{Status: 502, Code: "SUMDB-FORKED", Public: "the checksum database contradicts itself; nothing new is stored", Stage: "release", Advice: []string{"tell the gateway's operators at once: its log holds both tree heads", "what is stored already is served as before"}}},
 	{mirror.ErrNotListed, Problem{Status: 502, Code: "SUMDB-NOT-LISTED", Public: "not in the checksum database, so not taken in", Stage: "release"}},
 	{mirror.ErrMismatch, Problem{Status: 502, Code: "CHECKSUM-MISMATCH", Public: "upstream sent bytes that do not verify; nothing was stored", Stage: "release"}},
 	{mirror.ErrTimeout, Problem{Status: 504, Code: "UPSTREAM-SLOW", Public: "upstream did not answer in time; ask again", Stage: "release"}},

@@ -61,6 +61,9 @@ func (s *Server) answer(ctx context.Context, x *exchange) (*answer, error) {
 	case target == rootTarget:
 		return bodyAnswer([]byte("Headgate "+s.version+"\n"), textPlain), nil
 	case target.Kind == mirror.Sumdb && target.Path == "":
+		if principal.Allows("", identity.ActionAdmin) { // who may see whose module is private
+			ctx = mirror.WithAuditor(ctx)
+		}
 		return s.open(ctx, x, target) // tree heads and tiles name no module
 	}
 	if !principal.Allows(target.Path, classOf(target.Kind)) {

@@ -65,8 +65,14 @@ type Config struct {
 	// same. An entry without wildcard is that path alone, one with a wildcard a
 	// pattern as in private.
 	Public []string `yaml:"public"`
-	// Store is the folder of module files, with "public" and "private" in it.
+	// Store is where module files are, in "public" and "private" below it: a
+	// folder, or a bucket: s3://BUCKET, gs://BUCKET, azblob://CONTAINER, with
+	// ?prefix=FOLDER and other settings of gocloud.dev/blob (region, endpoint).
+	// Credentials are looked for where the cloud's own tools do. Empty: store in the state folder.
 	Store string `yaml:"store"`
+	// StorePrivate is where the files of private modules are instead, a folder
+	// or bucket of their own. Empty: "private" below store.
+	StorePrivate string `yaml:"store_private"`
 	// RedirectHosts are hosts (or host:port) with private addresses to which an
 	// upstream may redirect. Empty: none.
 	RedirectHosts []string `yaml:"redirect_hosts"`
@@ -159,6 +165,16 @@ type OwnSumdb struct {
 	Name string `yaml:"name"`
 	// KeyFile holds the signer key, made at first start. Empty: keys/sumdb.key in the state folder.
 	KeyFile string `yaml:"key_file"`
+	// OldKeyFiles hold earlier keys that sign beside it. To change the key, move
+	// the key file aside, name it here and start again: the next key is made under
+	// the same name, and clients with either key are served. Once all have the new
+	// GOSUMDB line and have asked once, take the old one out. Empty: none.
+	OldKeyFiles []string `yaml:"old_key_files"`
+	// HeadPlaces are stores off this machine, as for mirror.store, that keep the
+	// newest signed head. By it a restored backup is known, which would else sign
+	// a second history. While one cannot be used, nothing new is signed. Empty:
+	// only the file sumdb.head in the state folder.
+	HeadPlaces []string `yaml:"head_places"`
 }
 
 // CodeHost is a host whose module paths have a least number of elements.
@@ -202,9 +218,7 @@ func (c Config) Validate() []error {
 		r.validate(bad, fmt.Sprintf("private[%d]", i))
 	}
 	c.validatePublic(bad)
-	if strings.Contains(c.Store, "://") {
-		bad("store: %q is an address; want a folder, since object stores are not served by this version", c.Store)
-	}
+	c.validateStores(bad)
 	for _, d := range []struct {
 		key string
 		v   int64
@@ -233,6 +247,16 @@ func (c Config) Validate() []error {
 	if c.OwnSumdb.Name != "" {
 		if err := sumdb.CheckName(c.OwnSumdb.Name); err != nil {
 			bad("own_sumdb.name: %w", err)
+		}
+	}
+	for i, f := range c.OwnSumdb.OldKeyFiles {
+		if f == "" || f == c.OwnSumdb.KeyFile {
+			bad("own_sumdb.old_key_files[%d]: %q is empty or the key file itself; want the file of an earlier key", i, f)
+		}
+	}
+	for i, p := range c.OwnSumdb.HeadPlaces {
+		if p == "" || p == c.Store {
+			bad("own_sumdb.head_places[%d]: %q is empty or the module store; want a place that no backup of this machine brings back", i, p)
 		}
 	}
 	c.validateAges(bad)

@@ -33,6 +33,9 @@ var (
 	// ErrNotListed means that the checksum database has no record of a version, so that it is not taken in.
 	// It also matches ErrUpstream.
 	ErrNotListed = fmt.Errorf("version is not in the checksum database: %w", ErrUpstream)
+	// ErrSumdbForked means that the checksum database has contradicted itself, so
+	// that nothing it covers is taken in until an operator acts. It comes with ErrSumdb.
+	ErrSumdbForked = errors.New("checksum database has contradicted itself")
 	// ErrSumdb means that the checksum database is out of reach or does not
 	// hold, so that nothing new is taken in. It comes with ErrUpstream or ErrTimeout.
 	ErrSumdb = errors.New("checksum database cannot vouch for new files")

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 	"sync"
 	"unicode/utf8"
 
@@ -199,19 +198,19 @@ func (m *Mirror) draftZip(ctx context.Context, t Target, d *store.Draft) (h1 str
 	return h1, m.opening(err)
 }
 
-// publishZip puts the hashes beside the zip before the zip: who sees it finds
-// them. Where another process was faster, they are made those of its zip.
+// publishZip publishes a zip and then notes its hashes beside it: notes of a
+// zip that never came would be orphans, and a reader makes those that are missing.
 func (m *Mirror) publishZip(ctx context.Context, d *store.Draft, t Target, h1 string) error {
 	name, s := t.upstreamPath(), m.storeOf(t.Path)
-	err := s.Keep(ctx, strings.TrimSuffix(name, ".zip")+".ziphash", []byte(h1))
-	if err == nil {
+	if err := d.Publish(ctx, name); err != nil {
+		return err
+	}
+	info, err := s.Stat(ctx, name)
+	if err == nil && info.SHA256 == "" {
 		err = s.Keep(ctx, name+".sha256", []byte(d.SHA256()))
 	}
 	if err == nil {
-		err = d.Publish(ctx, name)
-	}
-	if c, ok := errors.AsType[*store.ConflictError](err); ok {
-		return errors.Join(err, s.Keep(ctx, name+".sha256", []byte(c.Stored)))
+		err = s.Keep(ctx, zipHashName(name), []byte(h1))
 	}
 	return err
 }
@@ -342,6 +341,7 @@ func (m *Mirror) sumdbError(v module.Version, err error) error {
 		return err
 	case errors.Is(err, sumdb.ErrSecurity):
 		m.metrics.sumdb.WithLabelValues("security").Inc()
+		return fmt.Errorf("%w: %w: %w: %w", ErrSumdbForked, ErrSumdb, ErrUpstream, err)
 	case errors.Is(err, sumdb.ErrInvalid):
 		m.metrics.sumdb.WithLabelValues("invalid").Inc()
 	default:

@@ -14,6 +14,22 @@ type metrics struct {
 	feed      *prometheus.CounterVec
 }
 
+// watchSumdb shows whether a checksum database is stopped, from the start on.
+func watchSumdb(r prometheus.Registerer, name string, failed func() error) {
+	if r == nil {
+		return
+	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "headgate_sumdb_stopped", Help: "1 where a checksum database contradicted itself or was rolled back, and an operator must act.",
+		ConstLabels: prometheus.Labels{"sumdb": name},
+	}, func() float64 {
+		if failed() != nil {
+			return 1
+		}
+		return 0
+	}))
+}
+
 // Values of the labels of headgate_cache_requests_total and headgate_sumdb_failures_total.
 var (
 	tiers  = []string{"memory", "disk", "upstream"}

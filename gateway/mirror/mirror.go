@@ -45,7 +45,8 @@ type Options struct {
 	// index nor checksum database of our own, and facts that need them are off.
 	DB *sql.DB
 	// State is the folder of what is kept beside the database: the newest head
-	// of our own checksum log, and below "keys" its key unless configured.
+	// of our own checksum log, below "keys" its key unless configured, and below
+	// "scratch" drafts and clones where the store is a bucket.
 	State string
 	// Host is what our own checksum database is named after at first start.
 	Host string
@@ -59,12 +60,15 @@ type Mirror struct {
 	list       upstream.List
 	up         *upstream.Client
 	nobody     *upstream.Client // asks no server
+	local      string       // the folder of what cannot be in a bucket: drafts and clones
+	step       func(string) // of store.Options, for tests
 	public     *store.Store
 	private    *store.Store
 	databases  map[string]*sumdb.Database
 	vouches    *sumdb.Database // the database that public files are checked against
 	origin     *sumdb.Database // that of another gateway, filled by bundles; nil without one
 	own        *sumdb.Own      // nil without a state database
+	places     []*store.Store  // that keep our own head
 	state      *state          // nil without one
 	ages       ages
 	feed       *feed // nil where none is configured
@@ -134,6 +138,9 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	for _, h := range cfg.CodeHosts {
 		m.codeHosts[h.Host] = h.Elements
 	}
+	if m.local = cfg.Store; store.IsBucket(cfg.Store) {
+		m.local = filepath.Join(o.State, "scratch")
+	}
 	m.ctx, m.stop = context.WithCancelCause(context.Background())
 	if err := m.openStores(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
@@ -144,6 +151,12 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	}
 	if err := m.openPrivate(ctx, o, metrics); err != nil {
 		return nil, errors.Join(err, m.Close())
+	}
+	for name, d := range m.databases {
+		watchSumdb(o.Registerer, name, d.Err)
+	}
+	if m.own != nil {
+		watchSumdb(o.Registerer, m.own.Name(), m.own.Err)
 	}
 	if err := m.openFeed(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
@@ -159,14 +172,14 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 // openStores opens both roots and what is kept in the public one.
 func (m *Mirror) openStores(ctx context.Context) error {
 	var err error
-	root := m.cfg.Store
+	public, private := m.cfg.roots()
 	if m.passing != nil {
-		root = filepath.Join(root, "proxy") // what an earlier mode stored is not seen
+		public, private = store.Join(public, "proxy"), store.Join(private, "proxy") // what an earlier mode stored is not seen
 	}
-	if m.public, err = store.Open(ctx, filepath.Join(root, "public"), store.Options{}); err != nil {
+	if m.public, err = store.Open(ctx, public, store.Options{Scratch: filepath.Join(m.local, "public"), Step: m.step}); err != nil {
 		return err
 	}
-	if m.private, err = store.Open(ctx, filepath.Join(root, "private"), store.Options{}); err != nil {
+	if m.private, err = store.Open(ctx, private, store.Options{Scratch: filepath.Join(m.local, "private"), Step: m.step}); err != nil {
 		return err
 	}
 	if m.incidents, err = openIncidents(ctx, m.public); err != nil {
@@ -280,7 +293,7 @@ func (m *Mirror) Close() error {
 	m.running.Wait()
 	m.up.Close()
 	errs := []error{m.git.close(), m.flushUsed(context.Background())}
-	for _, s := range []*store.Store{m.public, m.private} {
+	for _, s := range append(m.places, m.public, m.private) {
 		if s != nil {
 			errs = append(errs, s.Close())
 		}

@@ -456,6 +456,8 @@ func TestStateConfig(t *testing.T) {
 		want string
 	}{
 		{"age source", mirror.Config{AgeSources: []string{"guess"}}, `age_sources[0]: "guess"`},
+		{"old key", mirror.Config{OwnSumdb: mirror.OwnSumdb{OldKeyFiles: []string{""}}}, "own_sumdb.old_key_files[0]: "},
+		{"place", mirror.Config{Store: "s", OwnSumdb: mirror.OwnSumdb{HeadPlaces: []string{"s"}}}, "own_sumdb.head_places[0]: "},
 		{"feed without URL", mirror.Config{AgeSources: []string{"feed"}}, "index_feed: is empty"},
 		{"feed that nobody asks", mirror.Config{AgeSources: []string{"index"}, IndexFeed: "https://index.example/index"}, "index_feed: is of no use"},
 		{"feed with a query", mirror.Config{AgeSources: []string{"feed"}, IndexFeed: "https://index.example/index?x=1"}, "index_feed: "},

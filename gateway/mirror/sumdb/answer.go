@@ -22,6 +22,14 @@ func (d *Own) Answer(ctx context.Context, path string, recordedOnly bool) ([]byt
 	if err := d.Err(); err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	unsigned := d.head == nil
+	d.mu.Unlock()
+	if unsigned { // no place could be compared at start
+		if err := d.commit(ctx, nil); err != nil {
+			return nil, err
+		}
+	}
 	q := &question{d: d, recordedOnly: recordedOnly}
 	r := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + path}}
 	p := &page{status: http.StatusOK}

@@ -215,6 +215,7 @@ func (d *Database) stop(ctx context.Context, msg string) {
 	d.security = fmt.Errorf("%w: %s", ErrSecurity, msg)
 	d.mu.Unlock()
 	err := d.store.Replace(ctx, d.file("security-error"), []byte(msg+"\n"))
-	d.log.LogAttrs(ctx, slog.LevelError, "checksum database misbehaves; nothing it covers is taken in any more",
+	d.log.LogAttrs(ctx, slog.LevelError, "checksum database misbehaves; nothing it covers is taken in any more: compare the heads with those that others see, "+
+		"and only if it was a mistake remove the file security-error in its folder of the store and start again",
 		slog.String("sumdb", d.name), slog.String("text", msg), slog.Any("keeping_err", err))
 }

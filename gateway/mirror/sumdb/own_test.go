@@ -263,6 +263,7 @@ func restore(tb testing.TB, b *ownBed, n int) {
 	old := &ownBed{dir: tb.TempDir()}
 	old.opt = b.opt
 	old.db = openSQL(tb, filepath.Join(old.dir, "state.db"))
+	old.opt.Places = nil
 	old.opt.DB, old.opt.HeadFile = old.db, filepath.Join(old.dir, "sumdb.head")
 	if n > 0 {
 		old.reopen(tb)

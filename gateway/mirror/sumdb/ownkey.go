@@ -14,11 +14,12 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// An identity is the name of our own database and the key that signs its heads.
+// An identity is the name of our own database and the keys that sign its heads.
 type identity struct {
-	signer   note.Signer
-	verifier note.Verifier
-	vkey     string // NAME+HASH+KEY
+	name      string
+	vkey      string // NAME+HASH+KEY of the first
+	signers   []note.Signer
+	verifiers note.Verifiers
 }
 
 // CheckName tells whether our own database may have a name: one that the go
@@ -49,72 +50,113 @@ func newName(host string) string {
 	return name
 }
 
-// loadKey reads the signer key, or makes it where none may be lost.
-func loadKey(o OwnOptions, begun bool) (*identity, error) {
-	text, err := os.ReadFile(o.KeyFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && begun:
-		return nil, fmt.Errorf("reading the key of our checksum database: %w; the log was begun with it: restore the file", err)
-	case errors.Is(err, fs.ErrNotExist):
-		if text, err = makeKey(o); err != nil {
+// loadKeys reads the signer keys, or makes the first where none may be lost.
+func loadKeys(o OwnOptions, begun bool) (*identity, error) {
+	var old []keyPair
+	for _, file := range o.OldKeyFiles {
+		k, err := readKey(file)
+		if err != nil {
+			return nil, err
+		}
+		old = append(old, k)
+	}
+	if len(old) > 0 {
+		if o.Name != "" && o.Name != old[0].signer.Name() {
+			return nil, misnamed(o, o.OldKeyFiles[0], old[0])
+		}
+		o.Name = old[0].signer.Name()
+	}
+	first, err := readKey(o.KeyFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		if begun && len(old) == 0 {
+			return nil, fmt.Errorf("%w; the log was begun with it: restore the file", err)
+		}
+		if err := makeKey(o); err != nil {
 			return nil, fmt.Errorf("making the key of our checksum database: %w", err)
 		}
-	case err != nil:
-		return nil, fmt.Errorf("reading the key of our checksum database: %w", err)
+		first, err = readKey(o.KeyFile)
 	}
-	id, err := parseSigner(strings.TrimSpace(string(text)))
 	if err != nil {
-		return nil, fmt.Errorf("reading the key of our checksum database: %s: %w", o.KeyFile, err)
+		return nil, err
 	}
-	if o.Name != "" && o.Name != id.signer.Name() {
-		return nil, fmt.Errorf("our checksum database is called %s in %s and %s in the configuration; a log keeps its name", id.signer.Name(), o.KeyFile, o.Name)
+	if o.Name != "" && o.Name != first.signer.Name() {
+		return nil, misnamed(o, o.KeyFile, first)
 	}
+	id := &identity{name: first.signer.Name(), vkey: first.vkey}
+	var verifiers []note.Verifier
+	for _, k := range append([]keyPair{first}, old...) {
+		id.signers, verifiers = append(id.signers, k.signer), append(verifiers, k.verifier)
+	}
+	id.verifiers = note.VerifierList(verifiers...)
 	return id, nil
 }
 
+func misnamed(o OwnOptions, file string, k keyPair) error {
+	return fmt.Errorf("our checksum database is called %s in %s and %s elsewhere; a log keeps its name, whatever its keys", k.signer.Name(), file, o.Name)
+}
+
+func readKey(file string) (keyPair, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return keyPair{}, fmt.Errorf("reading the key of our checksum database: %w", err)
+	}
+	k, err := parseSigner(strings.TrimSpace(string(text)))
+	if err != nil {
+		return keyPair{}, fmt.Errorf("reading the key of our checksum database: %s: %w", file, err)
+	}
+	return k, nil
+}
+
 // makeKey writes a new signer key, 0600, and on disk before anything is signed with it.
-func makeKey(o OwnOptions) ([]byte, error) {
+func makeKey(o OwnOptions) error {
 	name := o.Name
 	if name == "" {
 		name = newName(o.Host)
 	}
 	if err := CheckName(name); err != nil {
-		return nil, err
+		return err
 	}
 	skey, _, err := note.GenerateKey(rand.Reader, name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(o.KeyFile), 0o700); err != nil {
-		return nil, err
+		return err
 	}
-	return []byte(skey), replaceFile(o.KeyFile, []byte(skey+"\n"))
+	return replaceFile(o.KeyFile, []byte(skey+"\n"))
+}
+
+// A keyPair signs and verifies.
+type keyPair struct {
+	signer   note.Signer
+	verifier note.Verifier
+	vkey     string
 }
 
 // parseSigner reads "PRIVATE+KEY+NAME+HASH+KEY" and works out the public half.
-func parseSigner(skey string) (*identity, error) {
+func parseSigner(skey string) (keyPair, error) {
 	signer, err := note.NewSigner(skey)
 	if err != nil {
-		return nil, errors.New("it is no signer key") // the library's error may show it
+		return keyPair{}, errors.New("it is no signer key") // the library's error may show it
 	}
 	fields := strings.SplitN(skey, "+", 5) // base64 may hold a plus itself
 	seed, err := base64.StdEncoding.DecodeString(fields[len(fields)-1])
 	if err != nil || len(seed) != 1+ed25519.SeedSize {
-		return nil, errors.New("it is no Ed25519 signer key")
+		return keyPair{}, errors.New("it is no Ed25519 signer key")
 	}
 	public, ok := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey)
 	if !ok {
-		return nil, errors.New("it is no Ed25519 signer key")
+		return keyPair{}, errors.New("it is no Ed25519 signer key")
 	}
 	vkey, err := note.NewEd25519VerifierKey(signer.Name(), public)
 	if err != nil {
-		return nil, err
+		return keyPair{}, err
 	}
 	verifier, err := note.NewVerifier(vkey)
 	if err != nil {
-		return nil, err
+		return keyPair{}, err
 	}
-	return &identity{signer: signer, verifier: verifier, vkey: vkey}, nil
+	return keyPair{signer, verifier, vkey}, nil
 }
 
 // replaceFile puts b under name, 0600 and durable: a reader sees the old bytes or the new.

@@ -8,11 +8,14 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,18 +40,40 @@ type privateSite struct {
 	*site
 	git *vcstest.Server
 	up  *mirrortest.Server
+
+	mu   sync.Mutex // guards left
+	left []string   // requests that the gateway sent to anything but Git, whole
+}
+
+// sent records a request with its headers and body.
+func (s *privateSite) sent(r *http.Request) {
+	text, err := httputil.DumpRequest(r, true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = append(s.left, r.Host+" "+string(text)+fmt.Sprint(err))
+}
+
+// trap is a proxy that leads nowhere, for whatever would leave the machine.
+func (s *privateSite) trap() string {
+	trap := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.sent(r)
+		http.Error(w, "trap", http.StatusForbidden)
+	}))
+	s.t.Cleanup(trap.Close)
+	return trap.URL
 }
 
 // newPrivateSite starts a gateway where everybody may use everything; extra are further lines of the section mirror.
-func newPrivateSite(t *testing.T, extra string) *privateSite {
+func newPrivateSite(t *testing.T, extra string, archives ...string) *privateSite {
 	t.Helper()
 	bin, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := freePort()
-	up := mirrortest.Start(t)
+	up := mirrortest.Start(t, archives...)
 	s := &privateSite{git: vcstest.Start(t), up: up, site: &site{t: t, bin: bin, dir: t.TempDir(), operations: freePort(), url: "https://localhost:" + port, upstream: up}}
+	up.OnRequest = s.sent
 	values := map[string]string{
 		"WORK": s.dir, "PORT": port, "OPS": s.operations, "UPSTREAM": up.URL, "SUMDB_KEY": up.Key(), "GIT_CA": s.git.CAFile, "GIT_PROXY": s.git.Proxy,
 	}
@@ -67,7 +92,7 @@ func newPrivateSite(t *testing.T, extra string) *privateSite {
 			t.Fatal(err)
 		}
 	}
-	s.env = []string{"HEADGATE_CONFIG=" + filepath.Join(s.dir, "headgate.yaml"), "HOME=" + s.dir, "PATH=" + os.Getenv("PATH")}
+	s.env = []string{"HEADGATE_CONFIG=" + filepath.Join(s.dir, "headgate.yaml"), "HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "HTTPS_PROXY=" + s.trap(), "HTTP_PROXY=" + s.trap()}
 	s.start()
 	t.Cleanup(func() {
 		if s.gateway != nil {

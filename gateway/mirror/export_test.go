@@ -36,3 +36,6 @@ func ShippedSizes(name string) (list [][2]int64, err error) {
 	}
 	return list, err
 }
+
+// WithStep makes both stores call f after each step of a write.
+func (o *Options) WithStep(f func(string)) { o.step = f }

@@ -247,13 +247,31 @@ func (i *incidents) has(v module.Version) bool {
 	return i.known[v]
 }
 
+// look is has for what is about to be fetched: another gateway over the same
+// store may have opened an incident since.
+func (i *incidents) look(ctx context.Context, v module.Version) bool {
+	if i.has(v) {
+		return true
+	}
+	if _, err := i.store.Stat(ctx, incidentName(v)); err != nil {
+		return false // trouble with the store shows when the file is stored
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.known[v] = true
+	return true
+}
+
+func incidentName(v module.Version) string {
+	return path.Join(incidentDir, strings.ReplaceAll(v.Path, "/", "+")+"@"+v.Version)
+}
+
 // open records an incident, in memory first: the version is suspect even if the disk is full.
 func (i *incidents) open(ctx context.Context, v module.Version, text string) error {
 	i.mu.Lock()
 	i.known[v] = true
 	i.mu.Unlock()
-	name := path.Join(incidentDir, strings.NewReplacer("/", "+").Replace(v.Path)+"@"+v.Version)
-	return i.store.Replace(ctx, name, []byte(v.String()+"\n"+text+"\n"))
+	return i.store.Replace(ctx, incidentName(v), []byte(v.String()+"\n"+text+"\n"))
 }
 
 // incident records bytes that do not match, and returns the error.

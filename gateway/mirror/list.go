@@ -245,6 +245,9 @@ func (m *Mirror) answered(ctx context.Context, t Target, a *answer) (*File, erro
 	if err := m.held(v); err != nil {
 		return nil, err
 	}
+	if t.Kind == Latest {
+		m.learnUntagged(ctx, v)
+	}
 	f := &File{Body: a.body, ContentType: contentTypes[t.Kind], Version: version, Facts: m.dated(ctx, v, m.Facts(ctx, t.Path, version))}
 	if f.Facts.Published.IsZero() {
 		f.Facts.Published = published(a.body)
@@ -458,13 +461,22 @@ func (m *Mirror) storedList(ctx context.Context, modulePath string) ([]byte, err
 	return joinVersions(versions), nil
 }
 
-// rewriteList keeps @v/list true to the store, for who reads it as a file:// GOPROXY.
+// rewriteList keeps @v/list true to the store, for who reads it as a file://
+// GOPROXY. It looks again after it wrote: who writes last, of flights and
+// gateways that add versions at once, has then seen all of them.
 func (m *Mirror) rewriteList(ctx context.Context, modulePath string) error {
 	body, err := m.storedList(ctx, modulePath)
-	if err != nil {
-		return err
+	for err == nil {
+		err = m.storeOf(modulePath).Keep(ctx, Target{Path: modulePath, Kind: List}.upstreamPath(), body)
+		before := body
+		if err == nil {
+			body, err = m.storedList(ctx, modulePath)
+		}
+		if bytes.Equal(before, body) {
+			break
+		}
 	}
-	return m.storeOf(modulePath).Keep(ctx, Target{Path: modulePath, Kind: List}.upstreamPath(), body)
+	return err
 }
 
 // remember keeps a list or @latest for times of trouble, restarts included.

@@ -50,6 +50,8 @@ type Options struct {
 	State string
 	// Host is what our own checksum database is named after at first start.
 	Host string
+
+	step func(string) // of store.Options, for tests
 }
 
 // Mirror is safe for many callers.
@@ -60,8 +62,8 @@ type Mirror struct {
 	list       upstream.List
 	up         *upstream.Client
 	nobody     *upstream.Client // asks no server
-	local      string       // the folder of what cannot be in a bucket: drafts and clones
-	step       func(string) // of store.Options, for tests
+	local      string           // the folder of what cannot be in a bucket: drafts and clones
+	step       func(string)     // of store.Options, for tests
 	public     *store.Store
 	private    *store.Store
 	databases  map[string]*sumdb.Database
@@ -122,7 +124,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	}
 	cfg = cfg.withDefaults()
 	m := &Mirror{
-		cfg: cfg, log: o.Logger, now: o.Now, list: list,
+		cfg: cfg, log: o.Logger, now: o.Now, step: o.step, list: list,
 		routes: newRoutes(cfg), codeHosts: map[string]int64{}, databases: map[string]*sumdb.Database{},
 		hot: newHot(cfg.MemoryBytes), answers: newAnswers(cfg.MemoryBytes / 4),
 		used:  newUsed(o.Now()),
@@ -165,6 +167,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.running.Go(m.scan)
+	m.running.Go(func() { m.adopt(m.ctx) })
 	m.running.Go(m.attend)
 	return m, nil
 }

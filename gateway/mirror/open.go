@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -143,7 +144,7 @@ func (m *Mirror) mayAsk(ctx context.Context, t Target) error {
 	if a := m.answers.get(t); a != nil && a.missing && m.freshness(t, a) < ttlMissing {
 		return notThere(t)
 	}
-	if (t.Kind == Mod || t.Kind == Zip) && m.incidents.has(t.module()) {
+	if (t.Kind == Mod || t.Kind == Zip) && m.incidents.look(ctx, t.module()) {
 		return &IncidentError{Kind: "sumdb", Module: t.module(), File: t.Kind.String(), Want: "the incident to be closed", Got: "an earlier mismatch"}
 	}
 	return nil
@@ -159,7 +160,7 @@ func (m *Mirror) stored(ctx context.Context, t Target) (*File, error) {
 	f := &File{Size: info.Size, ModTime: info.ModTime, ContentType: contentTypes[t.Kind], Version: t.Version}
 	f.Facts = m.Facts(ctx, t.Path, t.Version)
 	if t.Kind == Zip {
-		return f, zipHashes(ctx, s, f, name)
+		return f, zipHashes(ctx, s, f, info)
 	}
 	if f.Body, err = s.Read(ctx, name, maxMod); err != nil {
 		return nil, err
@@ -180,27 +181,58 @@ func finish(f *File, k Kind) error {
 	return err
 }
 
-// zipHashes reads what is kept beside a zip. Where it is missing (an imported
-// store) or cut (a power cut) the SHA-256 is computed again.
-func zipHashes(ctx context.Context, s *store.Store, f *File, name string) error {
-	base := strings.TrimSuffix(name, ".zip")
-	sum, err := s.Read(ctx, name+".sha256", 1024)
-	if _, bad := hex.DecodeString(string(sum)); err == nil && (bad != nil || len(sum) != 2*sha256.Size) || errors.Is(err, fs.ErrNotExist) {
-		var again string
-		if again, err = s.Sum(ctx, name); err == nil {
-			sum = []byte(again)
-			err = s.Keep(ctx, name+".sha256", sum)
+// zipHashName is the note beside a zip that the go command has, too.
+func zipHashName(name string) string { return strings.TrimSuffix(name, ".zip") + ".ziphash" }
+
+// zipHashes reads what is noted with a zip and beside it. A note that is missing
+// (an imported store, a process that was killed) or cut (a power cut) is made again.
+func zipHashes(ctx context.Context, s *store.Store, f *File, zip store.Info) error {
+	sum, err := zip.SHA256, error(nil)
+	if sum == "" {
+		isSum := func(b []byte) bool {
+			_, err := hex.DecodeString(string(b))
+			return err == nil && len(b) == 2*sha256.Size
 		}
+		sum, err = noted(ctx, s, zip.Name+".sha256", isSum, func() (string, error) { return s.Sum(ctx, zip.Name) })
+	}
+	if err == nil {
+		f.Hash, err = noted(ctx, s, zipHashName(zip.Name), isH1, func() (string, error) {
+			r, err := s.Open(ctx, zip.Name)
+			if err != nil {
+				return "", err
+			}
+			defer r.Close()
+			return hashZip(r, zip.Size)
+		})
 	}
 	if err != nil {
-		return fmt.Errorf("reading hashes of %s: %w", name, err)
+		return fmt.Errorf("reading hashes of %s: %w", zip.Name, err)
 	}
-	h1, err := s.Read(ctx, base+".ziphash", 1024)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reading hashes of %s: %w", name, err)
-	}
-	f.ETag, f.Hash = `"`+string(sum)+`"`, string(bytes.TrimSpace(h1))
+	f.ETag = `"` + sum + `"`
 	return nil
+}
+
+// noted reads a note, or makes it where it is missing or no note.
+func noted(ctx context.Context, s *store.Store, name string, valid func([]byte) bool, compute func() (string, error)) (string, error) {
+	b, err := s.Read(ctx, name, 1024)
+	if b = bytes.TrimSpace(b); err == nil && valid(b) {
+		return string(b), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	note, err := compute()
+	if err != nil {
+		return "", err
+	}
+	return note, s.Keep(ctx, name, []byte(note))
+}
+
+// isH1 tells whether b looks like a hash of dirhash.Hash1.
+func isH1(b []byte) bool {
+	sum, ok := strings.CutPrefix(string(b), "h1:")
+	raw, err := base64.StdEncoding.DecodeString(sum)
+	return ok && err == nil && len(raw) == sha256.Size
 }
 
 func hashMod(b []byte) (string, error) {

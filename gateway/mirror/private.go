@@ -62,7 +62,7 @@ func (m *Mirror) openPrivate(ctx context.Context, o Options, metrics *upstream.M
 		return nil
 	}
 	g.Source, err = vcs.Open(ctx, vcs.Options{
-		Dir: filepath.Join(m.cfg.Store, "vcs"), Routes: routes, Go: m.cfg.GoCommand, Now: m.now, Logger: m.log,
+		Dir: filepath.Join(m.local, "vcs"), Routes: routes, Go: m.cfg.GoCommand, Now: m.now, Logger: m.log,
 		MaxDisk: m.cfg.VCS.RunBytes, MaxClones: m.cfg.VCS.CloneBytes, Registerer: o.Registerer,
 	})
 	if err != nil {

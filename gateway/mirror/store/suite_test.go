@@ -26,7 +26,9 @@ func opened(tb testing.TB, location string, o store.Options) *store.Store {
 	return s
 }
 
-func TestSuiteOnDisk(t *testing.T) { storetest.Suite{Open: at(t.TempDir()), Many: 1050, Large: 64 << 20}.Run(t) }
+func TestSuiteOnDisk(t *testing.T) {
+	storetest.Suite{Open: at(t.TempDir()), Many: 1050, Large: 64 << 20}.Run(t)
+}
 
 func TestSuiteOnS3(t *testing.T) {
 	_, location := storetest.S3(t)

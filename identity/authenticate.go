@@ -122,6 +122,11 @@ func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *B
 		err.Subject, err.Credential = p.Subject, p.Credential
 		return Principal{}, nil, err
 	}
+	if s.refusedSince(p.Subject, time.Time{}) {
+		err := sessionOver(p.Subject)
+		err.Credential = p.Credential
+		return Principal{}, nil, err
+	}
 	e.touch(now)
 	return p, e.row.Bound, nil
 }

@@ -31,6 +31,9 @@ func (i *issuer) subject(claims map[string]json.RawMessage) (Subject, error) {
 	}
 	if sub.Type == Workload {
 		sub.Method = MethodWorkload
+		if sub.CI, err = i.job(claims); err != nil {
+			return Subject{}, err
+		}
 	}
 	if i.cfg.GroupsClaim != "" && claims[i.cfg.GroupsClaim] != nil {
 		groups, err := stringList(claims[i.cfg.GroupsClaim])

@@ -9,13 +9,15 @@ import (
 // A Class is the kind of a credential. For Headgate tokens it stands in the text.
 type Class string
 
-// The classes of Headgate tokens, and ClassJWT for what an issuer signed.
+// The classes of Headgate tokens; ClassJWT is what an issuer signed, ClassSession a browser that signed in.
 const (
 	ClassPerson Class = "hu"
 	ClassCI     Class = "ci"
 	ClassAgent  Class = "ag"
 	ClassAdmin  Class = "ad"
 	ClassJWT    Class = "jwt"
+
+	ClassSession Class = "session"
 )
 
 // The action classes that a scope can hold. The first three are policy's classes

@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -34,10 +36,27 @@ type Issuer struct {
 	URL string `yaml:"url"`
 	// Type says whose tokens these are: person (default) or workload.
 	Type string `yaml:"type"`
+	// Provider says what runs the jobs of an issuer of type workload, and so what its
+	// claims mean: github, gitlab or kubernetes; empty: only the claims named below count.
+	Provider string `yaml:"provider"`
+	// ProviderName is what policy calls the provider in `jobs`, as in "github:482913".
+	// Two issuers of one provider need two names, since both count their ids from 1;
+	// empty: as Provider.
+	ProviderName string `yaml:"provider_name"`
+	// TrustPullRequests says that jobs of pull requests are no jobs of forks. GitHub does
+	// not tell them apart, but gives a fork's job no token unless its owner wants so;
+	// false: they are forks' jobs, and policy gives those public modules only.
+	TrustPullRequests bool `yaml:"trust_pull_requests"`
 	// ClientID is this gateway's client at the issuer. A token whose azp claim names
-	// another client is refused (OpenID Connect Core 1.0, 3.1.3.7); empty: azp is
-	// not looked at.
+	// another client is refused (OpenID Connect Core 1.0, 3.1.3.7), and people can sign in
+	// with a browser; empty: azp is not looked at, and they cannot.
 	ClientID string `yaml:"client_id"`
+	// ClientSecretFile holds the secret of that client, in one line; empty: the client is
+	// a public one, which PKCE protects.
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// Scopes are asked for at sign-in; empty: openid, profile, email, and offline_access
+	// where the issuer offers it, without which a sign-in ends with its access token.
+	Scopes []string `yaml:"scopes"`
 	// Audiences are the values of aud that are meant for this gateway. At least
 	// one; a token that names any other audience beside them is refused.
 	Audiences []string `yaml:"audiences"`
@@ -81,7 +100,7 @@ var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", 
 // It touches neither network nor disk.
 func (c Config) Validate() []error {
 	var errs []error
-	names, urls := map[string]int{}, map[string]int{}
+	names, urls, providers := map[string]int{}, map[string]int{}, map[string]int{}
 	for n, i := range c.Issuers {
 		at := fmt.Sprintf("issuers[%d]", n)
 		for _, err := range i.validate() {
@@ -93,7 +112,11 @@ func (c Config) Validate() []error {
 		if first, ok := urls[i.URL]; ok && i.URL != "" {
 			errs = append(errs, fmt.Errorf("%s.url: %q is the url of issuers[%d] too", at, i.URL, first))
 		}
-		names[i.Name], urls[i.URL] = n, n
+		provider := cmp.Or(i.ProviderName, i.Provider)
+		if first, ok := providers[provider]; ok && provider != "" {
+			errs = append(errs, fmt.Errorf("%s.provider_name: policy knows issuers[%d] as %q too; want another name", at, first, provider))
+		}
+		names[i.Name], urls[i.URL], providers[provider] = n, n, n
 	}
 	return append(append(errs, c.Ceilings.validate()...), c.Devices.validate()...)
 }
@@ -113,12 +136,37 @@ func (i Issuer) validate() []error {
 	if len(i.Audiences) == 0 || slices.Contains(i.Audiences, "") {
 		bad("audiences: %q; want the value of aud that is meant for this gateway, at least one, none empty", i.Audiences)
 	}
+	errs = append(errs, i.validateProvider()...)
+	if i.ClientSecretFile != "" && i.ClientID == "" {
+		bad("client_secret_file: there is no client_id that it is the secret of")
+	}
+	if len(i.Scopes) > 0 && !slices.Contains(i.Scopes, "openid") {
+		bad("scopes: %q; want \"openid\" among them, or none for the defaults", i.Scopes)
+	}
 	for n, a := range i.Algorithms {
 		if !slices.Contains(algorithms, a) {
 			bad("algorithms[%d]: %q is not accepted; want one of %s", n, a, strings.Join(algorithms, " "))
 		}
 	}
 	return errs
+}
+
+func (i Issuer) validateProvider() []error {
+	switch {
+	case i.Provider == "" && (i.ProviderName != "" || i.TrustPullRequests):
+		return []error{errors.New("provider: empty; provider_name and trust_pull_requests say something of one")}
+	case i.Provider == "":
+		return nil
+	case presets[i.Provider] == nil:
+		return []error{fmt.Errorf("provider: %q is unknown; want github, gitlab or kubernetes", i.Provider)}
+	case i.Type != Workload:
+		return []error{fmt.Errorf("type: %q; a provider of jobs is of type %s", i.Type, Workload)}
+	case i.TrustPullRequests && i.Provider != "github":
+		return []error{fmt.Errorf("trust_pull_requests: %s tells by itself what comes from a fork", i.Provider)}
+	case strings.ContainsAny(i.ProviderName, ": "):
+		return []error{fmt.Errorf("provider_name: %q; want a word without colon", i.ProviderName)}
+	}
+	return nil
 }
 
 func (c Ceilings) validate() []error {

@@ -16,6 +16,10 @@ const (
 	CredentialInvalid Code = "CREDENTIAL-INVALID" // any reason that an attacker could learn from
 	TokenExpired      Code = "TOKEN-EXPIRED"      // only after secret or signature matched
 	TokenRevoked      Code = "TOKEN-REVOKED"      // only after the secret matched
+	SessionOver       Code = "SESSION-OVER"       // the session ended, or the issuer no longer knows the person
+	GrantPending      Code = "GRANT-PENDING"      // nobody has answered yet
+	GrantDenied       Code = "GRANT-DENIED"       // somebody said no
+	RateExceeded      Code = "RATE"               // too many at once
 	ScopeExceeded     Code = "SCOPE"              // more was asked for than the credential reaches
 	DeviceRequired    Code = "DEVICE-REQUIRED"    // this is done on a proved device only
 	DeviceUnknown     Code = "DEVICE-UNKNOWN"     // in no inventory, or that is too old
@@ -59,9 +63,21 @@ func (e *Error) OAuth() string {
 		return "unsupported_grant_type"
 	case errors.Is(e.Err, errTarget):
 		return "invalid_target"
+	case errors.Is(e.Err, errSlowDown):
+		return "slow_down"
+	case errors.Is(e.Err, errGrant):
+		return "invalid_grant"
+	case errors.Is(e.Err, errClient):
+		return "invalid_client"
+	case errors.Is(e.Err, errGrantExpired):
+		return "expired_token"
+	case e.Code == GrantPending:
+		return "authorization_pending"
+	case e.Code == GrantDenied:
+		return "access_denied"
 	case e.Code == ScopeExceeded:
 		return "invalid_scope"
-	case e.Code == IssuerDown, e.Code == StateDown:
+	case e.Code == IssuerDown, e.Code == StateDown, e.Code == RateExceeded:
 		return "temporarily_unavailable"
 	}
 	return "invalid_request"

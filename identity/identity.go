@@ -59,6 +59,9 @@ type Service struct {
 	metrics     *metrics
 	fingerprint func([]byte) string
 
+	refused  atomic.Pointer[refusedPeople]
+	outcasts sync.Mutex // guards changes of refused
+
 	held   atomic.Pointer[locks]
 	viewed atomic.Int64 // when the view was whole, in nanoseconds
 	view   sync.Mutex   // guards seen and changes of held
@@ -80,6 +83,7 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	}
 	cfg.setDefaults()
 	s := &Service{cfg: cfg, log: o.Logger, fingerprint: o.Fingerprint, issuers: map[string]*issuer{}}
+	s.refused.Store(&refusedPeople{})
 	var err error
 	if s.metrics, err = newMetrics(o.Registerer, cfg.Issuers); err != nil {
 		return nil, err
@@ -107,6 +111,7 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.done.Go(func() { s.upkeep(running) })
+	s.done.Go(func() { s.recheck(running) })
 	s.done.Go(func() { s.follow(running, cmp.Or(o.Poll, pollEvery), o.Wake) })
 	for _, i := range s.issuers {
 		s.done.Go(func() { i.keys.run(running, s.log) })
@@ -143,6 +148,9 @@ func (s *Service) load(ctx context.Context) error {
 		s.tokens.add(row)
 	}
 	s.tokens.link()
+	if err := s.learnPeople(ctx, 0); err != nil {
+		return err
+	}
 	s.held.Store(&locks{})
 	s.hold(held)
 	s.seen = place

@@ -19,13 +19,16 @@ const (
 	leeway = time.Minute
 	// The longest lives of foreign tokens, from iat to exp.
 	maxPersonToken   = 24 * time.Hour
+	stalePerson      = 24 * time.Hour // how long what an issuer said of people counts while it is away
 	maxWorkloadToken = time.Hour
 )
 
 // An issuer verifies the tokens of one OpenID provider.
 type issuer struct {
-	cfg  Issuer
-	keys *keySet
+	cfg    Issuer
+	keys   *keySet
+	client *http.Client
+	secret string // of our client there; empty: it is a public one
 }
 
 // A verified token of an issuer.
@@ -40,11 +43,17 @@ func newIssuer(cfg Issuer, base *http.Client, m *metrics) (*issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	maxAge := 24 * time.Hour
+	maxAge := stalePerson
 	if cfg.Type == Workload {
 		maxAge = time.Hour
 	}
-	return &issuer{cfg: cfg, keys: newKeySet(cfg, client, maxAge, m)}, nil
+	i := &issuer{cfg: cfg, keys: newKeySet(cfg, client, maxAge, m), client: client}
+	if cfg.ClientSecretFile != "" {
+		if i.secret, err = readSecret(cfg.ClientSecretFile); err != nil {
+			return nil, err
+		}
+	}
+	return i, nil
 }
 
 // verify checks a token of any configured issuer and gives its subject with the
@@ -59,31 +68,34 @@ func (s *Service) verify(ctx context.Context, raw string) (*verified, *Error) {
 	if !ok {
 		return nil, refuse(CredentialInvalid, "verifying token: issuer %.128q is not configured", t.issuer)
 	}
-	v, refused := i.verify(ctx, raw, t)
+	v, refused := i.verify(ctx, raw, t, i.cfg.Audiences)
 	if refused != nil {
 		return nil, refused
 	}
 	if v.subject.Type == Person {
+		if s.refusedSince(v.subject, v.issuedAt) {
+			return nil, sessionOver(v.subject)
+		}
 		v.subject = s.tokens.asserted(v.subject, v.issuedAt.Unix())
 	}
 	return v, nil
 }
 
-func (i *issuer) verify(ctx context.Context, raw string, t *jws) (*verified, *Error) {
+func (i *issuer) verify(ctx context.Context, raw string, t *jws, audiences []string) (*verified, *Error) {
 	if err := i.verifySignature(ctx, raw, t); err != nil {
 		if errors.Is(err, errKeysAway) {
 			return nil, &Error{Code: IssuerDown, Err: err}
 		}
 		return nil, &Error{Code: CredentialInvalid, Err: err}
 	}
-	if err := i.checkUse(t.claims); err != nil {
+	if err := i.checkUse(t.claims, audiences); err != nil {
 		return nil, refuse(CredentialInvalid, "verifying token of %s: %w", i.cfg.Name, err)
 	}
 	sub, err := i.subject(t.claims)
 	if err != nil {
 		return nil, refuse(CredentialInvalid, "verifying token of %s: %w", i.cfg.Name, err)
 	}
-	v := &verified{subject: sub, audiences: i.cfg.Audiences}
+	v := &verified{subject: sub, audiences: audiences}
 	now := time.Now()
 	if v.issuedAt, v.expires, err = i.times(t.claims, now); err != nil {
 		return nil, refuse(CredentialInvalid, "verifying token of %s: %w", i.cfg.Name, err)
@@ -131,13 +143,13 @@ func (i *issuer) verifySignature(ctx context.Context, raw string, t *jws) error 
 
 // checkUse checks that the token was made for us and for this use: each audience
 // is ours, and it is neither an access token, nor a logout token, nor an event.
-func (i *issuer) checkUse(claims map[string]json.RawMessage) error {
+func (i *issuer) checkUse(claims map[string]json.RawMessage, ours []string) error {
 	audiences, err := stringList(claims["aud"])
 	if err != nil || len(audiences) == 0 {
 		return errors.New("aud is missing or no list of text")
 	}
 	for _, a := range audiences {
-		if !slices.Contains(i.cfg.Audiences, a) {
+		if !slices.Contains(ours, a) {
 			return fmt.Errorf("audience %.128q is not ours", a)
 		}
 	}

@@ -51,8 +51,20 @@ type keySet struct {
 	metrics      *metrics
 
 	current atomic.Pointer[keys]
-	nudge   chan struct{} // capacity 1: a token named a key that is not there
-	jwksURI string        // touched by run alone; empty: to be discovered
+	found   atomic.Pointer[discovery] // what the issuer last said of itself
+	nudge   chan struct{}             // capacity 1: a token named a key that is not there
+	jwksURI string                    // touched by run alone; empty: to be discovered
+}
+
+// A discovery is what an issuer says of itself (OpenID Connect Discovery 1.0, 3; RFC 9207).
+type discovery struct {
+	Issuer        string   `json:"issuer"`
+	JWKSURI       string   `json:"jwks_uri"`
+	Authorization string   `json:"authorization_endpoint"`
+	Token         string   `json:"token_endpoint"`
+	UserInfo      string   `json:"userinfo_endpoint"`
+	Scopes        []string `json:"scopes_supported"`
+	NamesItself   bool     `json:"authorization_response_iss_parameter_supported"`
 }
 
 // keys are the result of fetches. They are immutable.
@@ -257,22 +269,26 @@ func (k *keySet) fetch(ctx context.Context) ([]publicKey, error) {
 	return list, nil
 }
 
-// discover asks the issuer where its key set is (OpenID Connect Discovery §4).
+// discover asks the issuer where its key set is (OpenID Connect Discovery 1.0, 4).
 func (k *keySet) discover(ctx context.Context) (string, error) {
-	var doc struct {
-		Issuer  string `json:"issuer"`
-		JWKSURI string `json:"jwks_uri"`
-	}
-	if err := k.get(ctx, strings.TrimSuffix(k.issuer, "/")+discoveryPath, &doc); err != nil {
+	doc := &discovery{}
+	if err := k.get(ctx, strings.TrimSuffix(k.issuer, "/")+discoveryPath, doc); err != nil {
 		return "", err
 	}
 	if doc.Issuer != k.issuer {
 		return "", fmt.Errorf("discovering %s: it calls itself %.128q; want %q", k.name, doc.Issuer, k.issuer)
 	}
-	if u, err := url.Parse(doc.JWKSURI); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+	if !overHTTPS(doc.JWKSURI) {
 		return "", fmt.Errorf("discovering %s: jwks_uri %.128q is no https address", k.name, doc.JWKSURI)
 	}
+	k.found.Store(doc)
 	return doc.JWKSURI, nil
+}
+
+// overHTTPS tells whether an address that an issuer names may be asked.
+func overHTTPS(address string) bool {
+	u, err := url.Parse(address)
+	return err == nil && u.Scheme == "https" && u.Host != "" && u.User == nil
 }
 
 func (k *keySet) get(ctx context.Context, uri string, into any) error {
@@ -280,6 +296,22 @@ func (k *keySet) get(ctx context.Context, uri string, into any) error {
 	if err != nil {
 		return fmt.Errorf("asking %s: %w", k.name, err)
 	}
+	return k.answer(req, into)
+}
+
+// A statusError is an answer of an issuer that is none.
+type statusError struct {
+	what   string
+	status int
+	bytes  int
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("reading %s: status %d, %d bytes or more", e.what, e.status, e.bytes)
+}
+
+// answer reads what an issuer answers, within limits.
+func (k *keySet) answer(req *http.Request, into any) error {
 	req.Header.Set("Accept", "application/json")
 	resp, err := k.client.Do(req)
 	if err != nil {
@@ -288,13 +320,13 @@ func (k *keySet) get(ctx context.Context, uri string, into any) error {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
 	if err != nil {
-		return fmt.Errorf("reading %s of %s: %w", uri, k.name, err)
+		return fmt.Errorf("reading %s of %s: %w", req.URL.Path, k.name, err)
 	}
 	if resp.StatusCode != http.StatusOK || len(body) > maxDocument {
-		return fmt.Errorf("reading %s of %s: status %d, %d bytes or more", uri, k.name, resp.StatusCode, len(body))
+		return &statusError{req.URL.Path + " of " + k.name, resp.StatusCode, len(body)}
 	}
 	if err := json.Unmarshal(body, into); err != nil {
-		return fmt.Errorf("reading %s of %s: %w", uri, k.name, err)
+		return fmt.Errorf("reading %s of %s: %w", req.URL.Path, k.name, err)
 	}
 	return nil
 }

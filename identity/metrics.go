@@ -26,8 +26,8 @@ func newMetrics(reg prometheus.Registerer, issuers []Issuer) (*metrics, error) {
 	})}
 	for method, codes := range map[string][]Code{
 		"none":  {CredentialMissing, CredentialInvalid},
-		"token": {"", CredentialInvalid, TokenExpired, TokenRevoked, Locked},
-		"jwt":   {"", CredentialInvalid, TokenExpired, IssuerDown, Locked},
+		"token": {"", CredentialInvalid, TokenExpired, TokenRevoked, SessionOver, Locked},
+		"jwt":   {"", CredentialInvalid, TokenExpired, SessionOver, IssuerDown, Locked},
 	} {
 		m.auth[method] = map[Code]prometheus.Counter{}
 		for _, code := range codes {

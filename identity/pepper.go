@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -29,7 +30,8 @@ type peppers struct {
 
 type pepper struct {
 	version int
-	pool    sync.Pool // of *macer
+	pool    sync.Pool   // of *macer
+	seal    cipher.AEAD // for secrets of others that have to be used again
 }
 
 // A macer holds what one digest needs, so that making it allocates nothing.
@@ -42,6 +44,7 @@ type macer struct {
 func newPepper(version int, key []byte) *pepper {
 	p := &pepper{version: version}
 	p.pool.New = func() any { return &macer{mac: hmac.New(sha256.New, key)} }
+	p.seal = newSeal(key)
 	return p
 }
 

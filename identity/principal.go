@@ -43,11 +43,17 @@ type Subject struct {
 // CI is what is known of the job behind a workload.
 type CI struct {
 	Provider  string `json:"provider,omitempty"`
-	RepoID    string `json:"repo_id,omitempty"` // immutable; bind on this one
+	RepoID    string `json:"repo_id,omitempty"` // immutable; bind on this one. Kubernetes: namespace/service account
 	Repo      string `json:"repo,omitempty"`
 	Ref       string `json:"ref,omitempty"`
 	Protected bool   `json:"protected,omitempty"`
-	Fork      bool   `json:"fork,omitempty"`
+	Fork      bool   `json:"fork,omitempty"` // who sent the code may have no right in the repository
+
+	OwnerID     string `json:"owner_id,omitempty"` // of the repository's owner or namespace, immutable
+	Environment string `json:"environment,omitempty"`
+	Event       string `json:"event,omitempty"`    // what started the job, in the provider's words
+	Workflow    string `json:"workflow,omitempty"` // the file that says what the job does, with its ref
+	Pod         string `json:"pod,omitempty"`      // its uid
 }
 
 // A Device is the machine that a request comes from, as far as it was proved.

@@ -70,6 +70,9 @@ func (s *Service) sync(ctx context.Context) error {
 			s.tokens.merge(t)
 		}
 		s.tokens.link()
+		if err := s.learnPeople(ctx, s.seen); err != nil { // after the tokens that they hold
+			return err
+		}
 		s.hold(changes)
 		s.seen = last
 	}

@@ -53,8 +53,10 @@ type Draft struct {
 	// Token is what Issue will store, for the record that is written before.
 	Token Token
 
-	row    row
-	secret string
+	row     row
+	secret  string
+	session string // in which it was minted; empty: in none
+	grant   string // digest of the device code that it is for; empty: for none
 }
 
 // Draft checks a request against class, scope and ceiling and makes the token
@@ -86,10 +88,21 @@ func (s *Service) Draft(_ context.Context, q TokenRequest) (Draft, error) {
 		return Draft{}, refuse(RequestInvalid, "drafting token: life %s; class %s lives %s at most", q.Life, t.Class, s.cfg.Ceilings.ceiling(k))
 	}
 	until := time.Now().Add(cmp.Or(q.Life, s.cfg.Ceilings.normal(k)))
-	if q.By != nil && (t.Parent != "" || q.By.Credential.Class == ClassJWT) && until.After(q.By.Credential.Expires) {
+	if q.By != nil && q.By.bounds(t) && until.After(q.By.Credential.Expires) {
 		until = q.By.Credential.Expires // no longer than what it was made with
 	}
 	return s.draft(row{Token: t}, q.Device.until(until))
+}
+
+// bounds tells whether a token that this principal minted may not outlive its credential.
+func (p Principal) bounds(t Token) bool {
+	switch p.Credential.Class {
+	case ClassJWT:
+		return true
+	case ClassSession:
+		return !p.Credential.Expires.IsZero()
+	}
+	return t.Parent != ""
 }
 
 // minted narrows a request to what the one who asks may mint.

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -27,7 +28,7 @@ func (s *Service) upkeep(ctx context.Context) {
 		case <-flush.C:
 			err = s.flush(ctx)
 		case <-sweep.C:
-			err = s.sweep(ctx, time.Now().Add(-keepExpired))
+			err = errors.Join(s.sweep(ctx, time.Now().Add(-keepExpired)), s.store.sweepSignIns(ctx, time.Now()))
 		}
 		if err != nil && ctx.Err() == nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "upkeep of tokens failed, it is tried again", slog.Any("err", err))

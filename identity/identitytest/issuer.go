@@ -104,12 +104,13 @@ type Issuer struct {
 	published []map[string]any
 	fault     http.HandlerFunc
 	asked     map[string]int
+	people    people
 }
 
 // NewIssuer makes an issuer with one published key.
 func NewIssuer(url string) *Issuer {
 	k := NewKey("key-1")
-	return &Issuer{URL: url, key: k, published: []map[string]any{k.JWK()}, asked: map[string]int{}}
+	return &Issuer{URL: url, key: k, published: []map[string]any{k.JWK()}, asked: map[string]int{}, people: newPeople()}
 }
 
 // Key is the key that Sign uses.
@@ -147,7 +148,7 @@ func (i *Issuer) Asked(path string) int {
 	return i.asked[path]
 }
 
-// ServeHTTP answers discovery and key set.
+// ServeHTTP answers discovery, key set, and what SignIn leads to.
 func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
 	i.asked[r.URL.Path]++
@@ -160,12 +161,18 @@ func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var doc any
 	switch r.URL.Path {
 	case "/.well-known/openid-configuration":
-		doc = map[string]any{"issuer": i.URL, "jwks_uri": i.URL + "/keys"}
+		doc = i.discovery()
 	case "/keys":
 		if published == nil {
 			published = []map[string]any{}
 		}
 		doc = map[string]any{"keys": published}
+	case "/token":
+		i.token(w, r)
+		return
+	case "/userinfo":
+		i.userInfo(w, r)
+		return
 	default:
 		http.NotFound(w, r)
 		return

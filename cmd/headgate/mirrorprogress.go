@@ -44,11 +44,13 @@ func (o *remote) care(cmd *cobra.Command, call careCall) (err error) {
 	if err != nil {
 		return err
 	}
-	if call.asJSON {
-		if err := json.NewEncoder(cmd.OutOrStdout()).Encode(final); err != nil {
-			return err
-		}
-	} else if err := printCare(cmd.OutOrStdout(), call, final.Result, time.Since(show.begun)); err != nil {
+	switch {
+	case call.asJSON:
+		err = json.NewEncoder(cmd.OutOrStdout()).Encode(final)
+	case final.Error == "" || final.Result.Done > 0:
+		err = printCare(cmd.OutOrStdout(), call, final.Result, time.Since(show.begun))
+	}
+	if err != nil {
 		return err
 	}
 	switch {

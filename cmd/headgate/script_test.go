@@ -56,12 +56,17 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			return newScript(env, archives, machine)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
-			"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "git": cmdGit, "revoke": cmdRevoke, "readme": cmdReadme, "stall": cmdStall,
-			"gosumdb": cmdGosumdb, "flipzip": cmdFlipZip,
-		},
+		Cmds: scriptCommands(),
 	})
+}
+
+// scriptCommands are what a script can say beside the commands of testscript.
+func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"config": cmdConfig, "serve": cmdServe, "shutdown": cmdShutdown, "login": cmdLogin, "http": cmdHTTP,
+		"upstream": cmdUpstream, "freshcache": cmdFreshCache, "flip": cmdFlip, "poll": cmdPoll, "waitlog": cmdWaitLog, "git": cmdGit, "revoke": cmdRevoke, "readme": cmdReadme, "stall": cmdStall,
+		"gosumdb": cmdGosumdb, "flipzip": cmdFlipZip,
+	}
 }
 
 func readArchives(t *testing.T) []string {
@@ -94,10 +99,13 @@ func machineGOPROXY(t *testing.T) string {
 // A script is what one txtar file works with.
 type script struct {
 	upstream *mirrortest.Server
+	listener *httptest.Server // of the upstream
 	trap     *httptest.Server
 
-	mu      sync.Mutex // guards trapped
+	mu      sync.Mutex // guards trapped and credentials
 	trapped []string
+	// credentials are the paths that the upstream was asked for with a credential.
+	credentials []string
 
 	gateway *process
 	git     *vcstest.Server // of scripts that say git start
@@ -115,6 +123,7 @@ func newScript(env *testscript.Env, archives []string, machine string) error {
 	}
 	s.upstream = up
 	server := httptest.NewServer(up)
+	s.listener = server
 	s.trap = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -413,6 +422,7 @@ func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
 	case "fault":
 		fault, ok := map[string]mirrortest.Fault{
 			"500": {Status: 500}, "cut": {Cut: 10}, "hang": {Hang: true}, "flip": {Flip: true}, "403": {Status: 403},
+			"slow": {Delay: 2 * time.Second}, // long enough for what the go command does on the side
 		}[args[2]]
 		if !ok {
 			ts.Fatalf("unknown fault %s", args[2])

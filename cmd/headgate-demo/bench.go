@@ -86,7 +86,7 @@ func (b *benchmark) open(ctx context.Context) (err error) {
 	if err := b.withDefaults(ctx, mirror); err != nil {
 		return err
 	}
-	if err := b.writePolicy(); err != nil {
+	if err := writeLargePolicy(b.dir); err != nil {
 		return err
 	}
 	if err := b.gate.configure(fmt.Sprintf("policy: {source: folder, path: %q}\n", filepath.Join(b.dir, "policy")) + mirror); err != nil {
@@ -190,8 +190,8 @@ func (b *benchmark) startGateway(ctx context.Context) (token string, err error) 
 	return strings.TrimSpace(out), nil
 }
 
-// writePolicy makes a policy folder of the size of a large company's.
-func (b *benchmark) writePolicy() error {
+// writeLargePolicy makes a folder policy in dir, of the size of a large company's.
+func writeLargePolicy(dir string) error {
 	var teams, rules strings.Builder
 	teams.WriteString("teams:\n  everyone: {profile: standard, public: true}\n")
 	for i := range benchTeams {
@@ -201,14 +201,14 @@ func (b *benchmark) writePolicy() error {
 	for i := range benchRules {
 		fmt.Fprintf(&rules, "  - {id: r%05d, code: RULE, match: {prefix: [ruled.test/p%05d]}, effect: deny, remedy: none}\n", i, i)
 	}
-	if err := os.MkdirAll(filepath.Join(b.dir, "policy", "config"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "policy", "config"), 0o700); err != nil {
 		return fmt.Errorf("making the policy folder: %w", err)
 	}
 	for name, text := range map[string]string{
 		"bundle.yaml": "name: bench\nlibrary: default\nowners: [platform]\n", "config/teams.yaml": teams.String(),
 		"config/rules.yaml": rules.String(), "config/waivers.yaml": "waivers: []\n",
 	} {
-		if err := os.WriteFile(filepath.Join(b.dir, "policy", name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "policy", name), []byte(text), 0o600); err != nil {
 			return fmt.Errorf("writing the policy: %w", err)
 		}
 	}

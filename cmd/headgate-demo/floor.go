@@ -46,28 +46,38 @@ func startFloor(dir string, files map[string][]byte) (*child, string, *x509.Cert
 	if err := os.MkdirAll(filepath.Join(home, "files"), 0o700); err != nil {
 		return nil, "", nil, fmt.Errorf("making the floor's folder: %w", err)
 	}
-	leaf, ca, err := makeCertificates()
+	roots, err := writeCertificates(home)
 	if err != nil {
-		return nil, "", nil, fmt.Errorf("making the floor's certificate: %w", err)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(leaf.PrivateKey)
-	if err != nil {
-		return nil, "", nil, fmt.Errorf("making the floor's certificate: %w", err)
-	}
-	write := map[string][]byte{
-		"cert.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Certificate[0]}),
-		"key.pem":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
+		return nil, "", nil, err
 	}
 	for name, content := range files {
-		write[filepath.Join("files", name)] = content
-	}
-	for name, content := range write {
-		if err := os.WriteFile(filepath.Join(home, name), content, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(home, "files", name), content, 0o600); err != nil {
 			return nil, "", nil, fmt.Errorf("writing the floor's files: %w", err)
 		}
 	}
 	process, address, err := startSelf(dir, "floor", "", keepEnv("PATH"), "floor", home)
+	return process, address, roots, err
+}
+
+// writeCertificates makes cert.pem and key.pem of a server on this machine, and ca.pem, which is what to trust it by.
+func writeCertificates(dir string) (*x509.CertPool, error) {
+	leaf, ca, err := makeCertificates()
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate: %w", err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(leaf.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate: %w", err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"cert.pem": {Type: "CERTIFICATE", Bytes: leaf.Certificate[0]}, "key.pem": {Type: "PRIVATE KEY", Bytes: key},
+		"ca.pem": {Type: "CERTIFICATE", Bytes: ca.Raw},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			return nil, fmt.Errorf("writing a certificate: %w", err)
+		}
+	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	return process, address, roots, err
+	return roots, nil
 }

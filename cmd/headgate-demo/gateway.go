@@ -28,6 +28,7 @@ type gate struct {
 	config     string
 	machine    string // host:port, as .netrc names it
 	operations string
+	env        []string // of the process, beside PATH and HOME
 	process    *child
 	roots      *x509.CertPool // the gateway's CA; known once it is up
 	http       *http.Client
@@ -74,7 +75,7 @@ func (g *gate) url() string    { return "https://" + g.machine }
 // start runs headgate and waits until it says that it is ready.
 func (g *gate) start(ctx context.Context, level string) (err error) {
 	env := keepEnv("PATH", "TMPDIR")
-	g.process, err = start(g.dir, "gateway", false, append(env, "HOME="+g.dir), g.binary, "--config", g.config, "serve", "--log-level", level)
+	g.process, err = start(g.dir, "gateway", false, append(append(env, g.env...), "HOME="+g.dir), g.binary, "--config", g.config, "serve", "--log-level", level)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ Usage:
   headgate-demo [--keep]          tell the whole story, then remove everything
   headgate-demo --stay [--keep]   start the same, print what to export, stay until interrupted
   headgate-demo bench             print a table of speed beside a plain Go server
+  headgate-demo download          download 536 modules straight and through the gateway, cold and warm, side by side
 
 Flags:
   --keep    keep the temporary folder and say where it is
@@ -37,6 +38,7 @@ Examples:
   go run ./cmd/headgate-demo --keep
   go run ./cmd/headgate-demo --stay
   go run ./cmd/headgate-demo bench
+  go run ./cmd/headgate-demo download
 
 Exit codes: 0 every claim held, 1 one did not or something failed, 2 wrong use.
 `
@@ -58,7 +60,7 @@ func main() {
 	os.Exit(1)
 }
 
-// run executes one command line. The verbs relay and floor are what the demonstration starts itself as.
+// run executes one command line. The verbs relay, floor and archive are what the demonstration starts itself as.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) > 0 {
 		switch args[0] {
@@ -66,6 +68,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 			return runRelay(ctx, args[1:], stdin, stdout)
 		case "floor":
 			return runFloor(ctx, args[1:], stdin, stdout)
+		case "archive":
+			return runArchive(ctx, args[1:], stdin, stdout)
 		}
 	}
 	var keep, stay bool
@@ -91,6 +95,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return fmt.Errorf("%w: %q is too much", errUse, flags.Args())
 	case verb == "bench" && !stay:
 		return inFolder(ctx, keep, t, bench)
+	case verb == "download" && !stay:
+		return inFolder(ctx, keep, t, download)
 	case verb != "":
 		return fmt.Errorf("%w: there is no verb %q, or not with these flags", errUse, verb)
 	case stay:

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/mod/modfile"
+)
+
+const (
+	// largeList is a go.mod that a large project has.
+	largeList = "testdata/modules-536.mod"
+	// memoryDisk holds the client's module cache, so that the disk measures nothing but the servers.
+	memoryDisk = "/dev/shm"
+	// memoryNeeded is what one module cache takes there, unpacked, with room to spare.
+	memoryNeeded  = 5 << 30
+	downloadRuns  = 3
+	publicSumdb   = "sum.golang.org"
+	localhostOnly = "127.0.0.1:0"
+)
+
+// downloads measures `go mod download` of one large project: straight from an upstream and through the gateway.
+type downloads struct {
+	dir, fast string // on disk, and in memory
+	t         *teller
+	upstream  string // the machine's own
+	goMod     []byte
+	modules   int
+	gate      *gate
+	token     string
+	archive   static
+	nginx     static
+	runs      map[string][]time.Duration
+	real      map[string]time.Duration
+}
+
+// static is a server of files.
+type static struct {
+	home, address string
+	process       *child
+}
+
+func (s static) url() string    { return "https://" + s.address }
+func (s static) caFile() string { return filepath.Join(s.home, "ca.pem") }
+
+// download prints the table. The machine's own upstream is asked twice for everything, once straight and once through
+// the gateway; all else goes to an archive of what came.
+func download(ctx context.Context, dir string, t *teller) (err error) {
+	d := &downloads{dir: dir, t: t, runs: map[string][]time.Duration{}, real: map[string]time.Duration{}}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	t.say("%d modules, %d cores, %s; TLS, HTTP/2; client's module cache in memory; token, policy of %d teams and %d rules, audit on.",
+		d.modules, runtime.NumCPU(), runtime.Version(), benchTeams, benchRules)
+	t.step("The machine's own upstream, once straight and once through the gateway")
+	if err := d.asked(ctx); err != nil {
+		return err
+	}
+	if err := d.serveArchive(ctx); err != nil {
+		return err
+	}
+	t.step("An archive of it on this machine, medians of " + fmt.Sprint(downloadRuns))
+	for range downloadRuns {
+		if err := d.round(ctx); err != nil {
+			return err
+		}
+	}
+	d.table()
+	if err := d.counted(ctx); err != nil {
+		return err
+	}
+	return d.imported(ctx)
+}
+
+// open checks what is needed and builds the gateway.
+func (d *downloads) open(ctx context.Context) (err error) {
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(memoryDisk, &disk); err != nil || disk.Bavail*uint64(disk.Bsize) < memoryNeeded {
+		return fmt.Errorf("measuring downloads: %s has no %d GB free for a module cache in memory (%w)", memoryDisk, memoryNeeded>>30, err)
+	}
+	if d.fast, err = os.MkdirTemp(memoryDisk, "headgate-demo-"); err != nil {
+		return fmt.Errorf("making a folder in memory: %w", err)
+	}
+	if d.upstream, err = machineUpstream(ctx, d.dir); err != nil {
+		return err
+	}
+	if d.goMod, err = testdata.ReadFile(largeList); err != nil {
+		return fmt.Errorf("reading the list of modules: %w", err)
+	}
+	f, err := modfile.Parse(largeList, d.goMod, nil)
+	if err != nil {
+		return fmt.Errorf("reading the list of modules: %w", err)
+	}
+	d.modules = len(f.Require)
+	if err := writeLargePolicy(d.dir); err != nil {
+		return err
+	}
+	d.gate, err = build(ctx, d.dir)
+	return err
+}
+
+func (d *downloads) close() error {
+	errs := []error{d.stopGateway()}
+	for _, c := range []*child{d.nginx.process, d.archive.process} {
+		if c != nil {
+			errs = append(errs, c.stop())
+		}
+	}
+	if d.fast != "" {
+		errs = append(errs, os.RemoveAll(d.fast))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *downloads) stopGateway() error {
+	if d.gate == nil || d.gate.process == nil {
+		return nil
+	}
+	err := d.gate.process.stop()
+	d.gate.process = nil
+	return err
+}
+
+// fresh starts a gateway with nothing in its state folder; keys say what its mirror fetches from.
+func (d *downloads) fresh(ctx context.Context, mirror string) error {
+	if err := errors.Join(d.stopGateway(), os.RemoveAll(d.gate.state())); err != nil {
+		return err
+	}
+	return d.restart(ctx, mirror)
+}
+
+// restart starts the gateway with the state that there is, and makes a token.
+func (d *downloads) restart(ctx context.Context, mirror string) error {
+	if err := d.stopGateway(); err != nil {
+		return err
+	}
+	d.gate.env = keepEnv("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+	err := d.gate.configure(fmt.Sprintf("policy: {source: folder, path: %q}\n", filepath.Join(d.dir, "policy")) + mirror)
+	if err == nil {
+		err = d.gate.start(ctx, "warn")
+	}
+	if err != nil {
+		return err
+	}
+	out, err := d.gate.run(ctx, "token", "create", "--for", "bench", "--group", "g001", "--modules", "*", "--quiet")
+	if err != nil {
+		return fmt.Errorf("making a token: %w: %s", err, out)
+	}
+	d.token = strings.TrimSpace(out)
+	netrc := "machine " + d.gate.machine + " login bench password " + d.token + "\n"
+	return os.WriteFile(filepath.Join(d.fast, ".netrc"), []byte(netrc), 0o600)
+}
+
+// A way is where the go command downloads from.
+type way struct {
+	name  string
+	env   []string // GOPROXY and trust
+	sumdb string
+	keep  string // folder to which the module cache's download folder goes afterwards, "" drops it
+}
+
+// goes downloads everything with an empty module cache and gives the time that it took.
+func (d *downloads) goes(ctx context.Context, w way, args ...string) (took time.Duration, err error) {
+	dir, err := os.MkdirTemp(d.fast, "project-")
+	if err != nil {
+		return 0, fmt.Errorf("making a project: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	p := &project{dir: dir, env: append(append(keepEnv("PATH", "TMPDIR"), w.env...),
+		"HOME="+d.fast, "GOSUMDB="+w.sumdb, "GOFLAGS=-modcacherw -mod=mod", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOVCS=*:off",
+		"GOPATH="+filepath.Join(dir, "gopath"), "GOMODCACHE="+filepath.Join(dir, "modcache"), "GOCACHE="+filepath.Join(d.dir, "gocache"))}
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), d.goMod, 0o600); err != nil {
+		return 0, fmt.Errorf("making a project: %w", err)
+	}
+	out, took, err := p.goes(ctx, args...)
+	if err != nil {
+		return 0, fmt.Errorf("running go %s %s: %w\n%s", strings.Join(args, " "), w.name, err, out)
+	}
+	if n, _ := p.zips(); args[1] == "download" && n != d.modules {
+		return 0, fmt.Errorf("%w: %d modules came %s, want %d", errClaim, n, w.name, d.modules)
+	}
+	if w.keep != "" {
+		if err := os.CopyFS(w.keep, os.DirFS(filepath.Join(p.cache(), "cache", "download"))); err != nil {
+			return 0, fmt.Errorf("keeping what came: %w", err)
+		}
+	}
+	return took, nil
+}
+
+// through is the way to the gateway.
+func (d *downloads) through(name, sumdb string) way {
+	return way{name: name, sumdb: sumdb, env: []string{"GOPROXY=" + d.gate.url(), "SSL_CERT_FILE=" + d.gate.caFile()}}
+}
+
+// from is the way to a server of files.
+func (s static) from(name, sumdb string) way {
+	return way{name: name, sumdb: sumdb, env: []string{"GOPROXY=" + s.url(), "SSL_CERT_FILE=" + s.caFile()}}
+}
+
+// asked asks the machine's own upstream, and keeps what comes for the archive.
+func (d *downloads) asked(ctx context.Context) (err error) {
+	env := keepEnv("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+	straight := way{name: "straight", sumdb: publicSumdb, keep: d.files(), env: append(env, "GOPROXY="+d.upstream)}
+	if d.real["direct"], err = d.goes(ctx, straight, "mod", "download"); err != nil {
+		return err
+	}
+	if err := d.fresh(ctx, fmt.Sprintf("mirror: {upstreams: [%q]}\n", d.upstream)); err != nil {
+		return err
+	}
+	if d.real["cold"], err = d.goes(ctx, d.through("cold", publicSumdb), "mod", "download"); err != nil {
+		return err
+	}
+	n, err := d.gate.upstreamRequests(ctx)
+	if err != nil {
+		return err
+	}
+	d.t.say("straight %s; through the gateway, cold, %s: %.2f (target 1.10); it sent %d requests upstream.",
+		seconds(d.real["direct"]), seconds(d.real["cold"]), ratio(d.real["cold"], d.real["direct"]), n)
+	return nil
+}
+
+func (d *downloads) files() string { return filepath.Join(d.dir, "archive-files") }
+func (d *downloads) log() string   { return filepath.Join(d.dir, "archive-requests.log") }
+
+func ratio(a, b time.Duration) float64 { return a.Seconds() / b.Seconds() }
+
+// serveArchive starts the two servers of what came.
+func (d *downloads) serveArchive(ctx context.Context) (err error) {
+	for _, s := range []*static{&d.archive, &d.nginx} {
+		if s.home, err = os.MkdirTemp(d.dir, "static-"); err == nil {
+			_, err = writeCertificates(s.home)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := writeWhole(filepath.Join(d.files(), "sumdb", publicSumdb, "supported"), nil); err != nil {
+		return fmt.Errorf("filling the archive: %w", err)
+	}
+	d.archive.process, d.archive.address, err = startSelf(d.dir, "archive", d.upstream,
+		keepEnv("PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+		"archive", d.archive.home, d.files(), d.log())
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", localhostOnly)
+	if err != nil {
+		return fmt.Errorf("finding a free port: %w", err)
+	}
+	d.nginx.address = l.Addr().String()
+	l.Close()
+	if d.nginx.process, err = startNginx(d.dir, d.nginx.home, d.files(), d.nginx.address); err != nil {
+		return err
+	}
+	return d.reachable(ctx)
+}
+
+// reachable waits until nginx listens.
+func (d *downloads) reachable(ctx context.Context) error {
+	for {
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.nginx.address)
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-d.nginx.process.done:
+			text, _ := os.ReadFile(d.nginx.process.log(d.dir))
+			return fmt.Errorf("starting nginx: %w: %s", d.nginx.process.err, text)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// fromArchive is the gateway's mirror section.
+func (d *downloads) fromArchive() string {
+	return fmt.Sprintf("mirror: {upstreams: [%q], upstream_hosts: [{host: %q, ca_file: %q}]}\n", d.archive.url(), d.archive.address, d.archive.caFile())
+}

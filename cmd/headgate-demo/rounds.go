@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// round measures each way once, in turn: a machine's speed drifts, a ratio less.
+func (d *downloads) round(ctx context.Context) error {
+	for _, sumdb := range []string{publicSumdb, "off"} {
+		on := map[bool]string{true: " off", false: ""}[sumdb == "off"]
+		if err := d.measure(ctx, d.archive.from("direct"+on, sumdb)); err != nil {
+			return err
+		}
+		if err := d.fresh(ctx, d.fromArchive()); err != nil {
+			return err
+		}
+		if err := d.measure(ctx, d.through("cold"+on, sumdb)); err != nil {
+			return err
+		}
+		if err := d.measure(ctx, d.through("warm"+on, sumdb)); err != nil {
+			return err
+		}
+	}
+	return d.measure(ctx, d.nginx.from("nginx off", "off"))
+}
+
+func (d *downloads) measure(ctx context.Context, w way) error {
+	took, err := d.goes(ctx, w, "mod", "download")
+	d.runs[w.name] = append(d.runs[w.name], took)
+	return err
+}
+
+// middle is the median of a way's runs.
+func (d *downloads) middle(name string) time.Duration {
+	runs := slices.Sorted(slices.Values(d.runs[name]))
+	return runs[len(runs)/2]
+}
+
+// table prints the medians and what the gateway may cost (BENCH: B6 and B7).
+func (d *downloads) table() {
+	fmt.Fprintf(d.t.out, "\n| go mod download, %d modules | checksum database | time | beside | ratio | target |\n|---|---|---|---|---|---|\n", d.modules)
+	for _, row := range []struct {
+		what, sumdb, name, beside, target string
+	}{
+		{"straight from the archive", "on", "direct", "", ""},
+		{"straight from the archive", "off", "direct off", "", ""},
+		{"nginx, static files", "off", "nginx off", "", ""},
+		{"B6 through the gateway, cold", "on", "cold", "direct", "1.10"},
+		{"B6 through the gateway, cold", "off", "cold off", "direct off", "1.50"},
+		{"B7 through the gateway, warm", "off", "warm off", "nginx off", "1.10"},
+		{"B7 through the gateway, warm", "on", "warm", "nginx off", "1.20"},
+		{"through the gateway, warm", "on", "warm", "direct", ""},
+		{"through the gateway, warm", "off", "warm off", "direct off", ""},
+	} {
+		runs := d.runs[row.name]
+		beside, by := "", ""
+		if row.beside != "" {
+			beside, by = seconds(d.middle(row.beside)), fmt.Sprintf("%.2f", ratio(d.middle(row.name), d.middle(row.beside)))
+		}
+		fmt.Fprintf(d.t.out, "| %s | %s | %s [%s–%s] | %s | %s | %s |\n", row.what, row.sumdb, seconds(d.middle(row.name)),
+			seconds(slices.Min(runs)), seconds(slices.Max(runs)), beside, by, row.target)
+	}
+	fmt.Fprintf(d.t.out, "| the machine's own upstream: B6 through the gateway, cold, once | on | %s | %s | %.2f | 1.10 |\n\n",
+		seconds(d.real["cold"]), seconds(d.real["direct"]), ratio(d.real["cold"], d.real["direct"]))
+}
+
+// counted says what the archive was asked for: a cold download costs what a straight one does, a warm one nothing, and
+// who asks for go.mod files alone causes no zip.
+func (d *downloads) counted(ctx context.Context) error {
+	d.t.step("What the archive was asked for")
+	straight, straightBytes, err := d.during(ctx, d.archive.from("direct", publicSumdb), "mod", "download")
+	if err != nil {
+		return err
+	}
+	if err := d.fresh(ctx, d.fromArchive()); err != nil {
+		return err
+	}
+	graph, _, err := d.during(ctx, d.through("cold", publicSumdb), "mod", "graph")
+	if err != nil {
+		return err
+	}
+	if err := d.t.claims(graph.zip == 0 && graph.mod >= d.modules, "go mod graph through a cold gateway: %s, no zip", graph); err != nil {
+		return err
+	}
+	if err := d.fresh(ctx, d.fromArchive()); err != nil {
+		return err
+	}
+	cold, coldBytes, err := d.during(ctx, d.through("cold", publicSumdb), "mod", "download")
+	if err != nil {
+		return err
+	}
+	d.t.say("straight:                  %s, %.1f MB of modules", straight, float64(straightBytes)/1e6)
+	d.t.say("through the gateway, cold: %s, %.1f MB of modules", cold, float64(coldBytes)/1e6)
+	part := float64(coldBytes) / float64(straightBytes)
+	if err := d.t.claims(cold.zip == d.modules && part <= 1.02, "each zip was fetched once, and the bytes of modules are %.3f of straight (target 1.02)", part); err != nil {
+		return err
+	}
+	warm, _, err := d.during(ctx, d.through("warm", publicSumdb), "mod", "download")
+	if err != nil {
+		return err
+	}
+	return d.t.claims(warm.all == 0, "warm, the archive was asked for nothing: %s", warm)
+}
+
+// during runs the go command and gives what the archive was asked for meanwhile.
+func (d *downloads) during(ctx context.Context, w way, args ...string) (tally, int64, error) {
+	before, err := os.ReadFile(d.log())
+	if err == nil {
+		_, err = d.goes(ctx, w, args...)
+	}
+	if err != nil {
+		return tally{}, 0, err
+	}
+	log, err := os.ReadFile(d.log())
+	if err != nil {
+		return tally{}, 0, fmt.Errorf("reading the archive's log: %w", err)
+	}
+	log = log[len(before):]
+	asked, err := countLog(bytes.NewReader(log))
+	if err != nil {
+		return tally{}, 0, err
+	}
+	sum, err := moduleBytes(bytes.NewReader(log))
+	return asked, sum, err
+}
+
+// imported fills an empty gateway from the archive's files, as an administrator would from a module cache, and serves
+// everything with nothing to ask.
+func (d *downloads) imported(ctx context.Context) error {
+	d.t.step("An import of the module cache")
+	if err := d.fresh(ctx, "mirror: {upstreams: [\"off\"]}\n"); err != nil {
+		return err
+	}
+	var bytes int64
+	err := filepath.WalkDir(d.files(), func(name string, e fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(name) != ".zip" {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			bytes += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("measuring the archive: %w", err)
+	}
+	start := time.Now()
+	out, err := d.gate.run(ctx, "mirror", "import", "--offline", d.files())
+	took := time.Since(start)
+	if err != nil {
+		return fmt.Errorf("importing: %w: %s", err, out)
+	}
+	d.t.shows(out)
+	d.t.say("%.0f MB of zips in %s: %.0f MB/s", float64(bytes)/1e6, seconds(took), float64(bytes)/1e6/took.Seconds())
+	served, _, err := d.during(ctx, d.through("imported", publicSumdb), "mod", "download")
+	if err != nil {
+		return err
+	}
+	return d.t.claims(served.all == 0, "all %d modules came from the import with the checksum database on, and there is no upstream to ask", d.modules)
+}

@@ -104,6 +104,17 @@ func (m *Mirror) learn(ctx context.Context, path string, versions []string) {
 	}
 }
 
+// learnUntagged is learn for a module without tags: there the go.mod of
+// @latest, a pseudo-version, speaks for all (https://go.dev/ref/mod#go-mod-file-retract).
+func (m *Mirror) learnUntagged(ctx context.Context, latest module.Version) {
+	if !module.IsPseudoVersion(latest.Version) {
+		return
+	}
+	if list := m.answers.get(Target{Path: latest.Path, Kind: List}); list == nil || len(list.body) == 0 {
+		m.learn(ctx, latest.Path, []string{latest.Version})
+	}
+}
+
 // study stores what a version's go.mod says of its siblings.
 func (m *Mirror) study(ctx context.Context, path, version string) error {
 	f, err := m.openFile(ctx, Target{Path: path, Version: version, Kind: Mod})

@@ -21,7 +21,7 @@ import (
 func (m *Mirror) openOwn(ctx context.Context, o Options) error {
 	var places []sumdb.Place
 	for i, location := range m.cfg.OwnSumdb.HeadPlaces {
-		s, err := store.Open(ctx, location, store.Options{})
+		s, err := store.Open(ctx, location, store.Options{Scratch: filepath.Join(o.State, "scratch", fmt.Sprintf("heads-%d", i))})
 		if err != nil {
 			return fmt.Errorf("own_sumdb.head_places[%d]: %w", i, err)
 		}

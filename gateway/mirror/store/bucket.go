@@ -109,7 +109,7 @@ func (s *Store) openBucket(ctx context.Context, location string, o Options) erro
 		b = blob.PrefixedBucket(b, prefix)
 	}
 	s.backend = &bucket{b}
-	if s.scratch, err = openScratch(o.Scratch); err == nil {
+	if s.scratch, err = openScratch(o.Scratch); err == nil && !o.Tested {
 		if err = s.selfTest(ctx); err != nil {
 			err = errors.Join(err, s.scratch.close())
 		}

@@ -179,5 +179,7 @@ func (b *disk) remove(_ context.Context, name string) error {
 		return err
 	}
 	b.s.step("removed")
-	return b.syncDir(path.Dir(name))
+	err := b.syncDir(path.Dir(name))
+	b.s.step("synced folder")
+	return err
 }

@@ -59,6 +59,9 @@ type Options struct {
 	// Scratch is a local folder for drafts. A folder keeps them below itself;
 	// a bucket needs it.
 	Scratch string
+	// Tested leaves the self-test of a bucket out: it is one in which another
+	// store has just been opened.
+	Tested bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Step is called after each step of a write, for tests that end the process there. Nil: nothing is called.

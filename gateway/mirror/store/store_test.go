@@ -1,17 +1,13 @@
 package store_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/headgate/headgate/gateway/mirror/store"
@@ -138,74 +134,5 @@ func TestScanAddsUp(t *testing.T) {
 	s = open(t, dir)
 	if err := s.Scan(t.Context()); err != nil || s.Bytes() != 300 {
 		t.Errorf("Scan = %v, Bytes = %d, want 300", err, s.Bytes())
-	}
-}
-
-// body is what the killed process tries to publish.
-var body = bytes.Repeat([]byte("whole "), 50000)
-
-// TestKilledAtEachStep runs itself as a child that kills itself at one write
-// step, and looks at what it leaves behind.
-func TestKilledAtEachStep(t *testing.T) {
-	steps := []string{"created", "written", "synced", "made folder", "linked", "synced folder", "none"}
-	for i, step := range steps {
-		t.Run("E16 "+step, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChildPublishes$")
-			cmd.Env = append(os.Environ(), "STORE_DIR="+dir, "STORE_STEP="+step)
-			out, err := cmd.CombinedOutput()
-			if killed := strings.Contains(fmt.Sprint(err), "killed"); killed != (step != "none") {
-				t.Fatalf("child: %v\n%s", err, out)
-			}
-			s := open(t, dir)
-			b, err := s.Read(t.Context(), name, 1<<20)
-			linked := i >= 4
-			if linked && (err != nil || !bytes.Equal(b, body)) {
-				t.Errorf("Read = %d bytes, %v; want the whole file", len(b), err)
-			}
-			if !linked && !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("Read = %d bytes, %v; want nothing visible", len(b), err)
-			}
-			if left, err := filepath.Glob(filepath.Join(dir, ".tmp", "*", "*")); err != nil || len(left) > 0 {
-				t.Errorf("left over: %v, %v", left, err)
-			}
-			if err := s.Publish(t.Context(), name, body); err != nil {
-				t.Errorf("publishing afterwards: %v", err)
-			}
-		})
-	}
-}
-
-func TestChildPublishes(t *testing.T) {
-	dir, step := os.Getenv("STORE_DIR"), os.Getenv("STORE_STEP")
-	if dir == "" {
-		return // only as a child of TestKilledAtEachStep
-	}
-	s, err := store.Open(t.Context(), dir, store.Options{Step: func(at string) {
-		if at == step {
-			// As the kernel's kill -9: nothing runs after it.
-			if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
-				t.Error(err)
-			}
-			select {}
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := s.Draft()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Discard()
-	for half := range 2 {
-		n := len(body) / 2
-		if _, err := d.Write(body[half*n : (half+1)*n]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := d.Publish(t.Context(), name); err != nil {
-		t.Fatal(err)
 	}
 }

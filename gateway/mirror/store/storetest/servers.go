@@ -32,15 +32,12 @@ const (
 func S3(tb testing.TB) (server, location string) {
 	tb.Helper()
 	dir := tb.TempDir()
-	root, meta := filepath.Join(dir, "root"), filepath.Join(dir, "meta")
-	for _, d := range []string{filepath.Join(root, "modules"), meta} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			tb.Fatal(err)
-		}
+	if err := os.Mkdir(filepath.Join(dir, "modules"), 0o755); err != nil {
+		tb.Fatal(err)
 	}
 	addr := freeAddress(tb)
 	run(tb, addr, filepath.Join(tools(tb), "versitygw"), "--quiet", "--port", addr, "--region", Region,
-		"--access", AccessKey, "--secret", SecretKey, "posix", "--sidecar", meta, root)
+		"--access", AccessKey, "--secret", SecretKey, "posix", dir)
 	tb.Setenv("AWS_ACCESS_KEY_ID", AccessKey)
 	tb.Setenv("AWS_SECRET_ACCESS_KEY", SecretKey)
 	tb.Setenv("AWS_EC2_METADATA_DISABLED", "true")

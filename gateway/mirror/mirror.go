@@ -182,7 +182,9 @@ func (m *Mirror) openStores(ctx context.Context) error {
 	if m.public, err = store.Open(ctx, public, store.Options{Scratch: filepath.Join(m.local, "public"), Step: m.step}); err != nil {
 		return err
 	}
-	if m.private, err = store.Open(ctx, private, store.Options{Scratch: filepath.Join(m.local, "private"), Step: m.step}); err != nil {
+	if m.private, err = store.Open(ctx, private, store.Options{
+		Scratch: filepath.Join(m.local, "private"), Tested: m.cfg.StorePrivate == "", Step: m.step,
+	}); err != nil {
 		return err
 	}
 	if m.incidents, err = openIncidents(ctx, m.public); err != nil {

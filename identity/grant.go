@@ -130,7 +130,7 @@ func printable(claim string) string {
 		}
 		return r
 	}, claim)
-	return claim[:min(len(claim), 64)]
+	return strings.ToValidUTF8(claim[:min(len(claim), 64)], "")
 }
 
 // Grant finds what waits under a code that somebody typed. Wrong codes are counted: after five in ten minutes no code of

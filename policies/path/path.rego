@@ -35,6 +35,7 @@ denied contains prefix if {
 # METADATA
 # description: "The teams of the subject that reach the path."
 covering contains team if {
+	not foreign
 	some prefix in input.resource.prefixes
 	some team in data.config.allow[prefix]
 	team in teams
@@ -47,10 +48,18 @@ covering contains team if {
 }
 
 covering contains team if {
+	not foreign
 	some id in waiver.covering
 	waiver.holds(id, "PATH-NOT-ALLOWED")
 	some team in data.config.waivers[id].teams
 	team in teams
+}
+
+# METADATA
+# description: "A fork's job runs the code of whoever sent it, who may have no right in the repository."
+foreign if {
+	input.resource.visibility == "private"
+	input.subject.ci.fork
 }
 
 passing contains team if {
@@ -79,7 +88,10 @@ findings contains finding("PATH-NOT-ALLOWED", "waiver", "your teams are denied {
 	some prefix in denied
 }
 
+findings contains finding("PATH-NOT-ALLOWED", "none", "the job of a fork gets public modules only", {}) if foreign
+
 findings contains finding("PATH-NOT-ALLOWED", "waiver", "no team of yours may use this path", {}) if {
+	not foreign
 	count(covering) == 0
 }
 

@@ -92,3 +92,25 @@ test_strictest_profile_counts if {
 	path.profile == "strict" with input as both with data.config as cfg
 	path.profile == "standard" with input as both with data.config as mock.config
 }
+
+job_of(fork) := object.union(
+	on("corp.example/payments/x", "private"),
+	{
+		"subject": {"type": "workload", "groups": {}, "ci": {"provider": "github", "repo_id": "482913", "fork": fork}},
+		"device": {"proof": "mtls", "tier": 2},
+	},
+)
+
+test_private_path_for_a_job if {
+	codes == set() with input as job_of(false) with data.config as mock.config with input.subject.groups as {}
+}
+
+test_private_path_for_the_job_of_a_fork if {
+	found := path.findings with input as job_of(true) with data.config as mock.config with input.subject.groups as {}
+	{[f.code, f.remedy] | some f in found} == {["PATH-NOT-ALLOWED", "none"]}
+}
+
+test_public_path_for_the_job_of_a_fork if {
+	public := object.union(job_of(true), {"resource": on("example.com/m", "public").resource})
+	codes == set() with input as public with data.config as mock.config with input.subject.groups as {}
+}

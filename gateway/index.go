@@ -90,20 +90,31 @@ func (s *Server) indexed(ctx context.Context, x *exchange) (*answer, error) {
 func indexQuery(raw string) (since time.Time, limit int, err error) {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
-		return time.Time{}, 0, fmt.Errorf("reading the query of index: %w", errRequest)
+		return time.Time{}, 0, badIndexQuery("reading the query of index: %w", err)
 	}
 	if text := q.Get("since"); text != "" {
 		if since, err = time.Parse(time.RFC3339Nano, text); err != nil {
-			return time.Time{}, 0, fmt.Errorf("reading since of index: %w", errRequest)
+			return time.Time{}, 0, badIndexQuery("reading since of index: %w", err)
 		}
 	}
 	limit = mirror.MaxIndex
 	if text := q.Get("limit"); text != "" {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 {
-			return time.Time{}, 0, fmt.Errorf("reading limit of index: %w", errRequest)
+		if limit, err = strconv.Atoi(text); err == nil && limit < 1 {
+			err = strconv.ErrRange
+		}
+		if err != nil {
+			return time.Time{}, 0, badIndexQuery("reading limit of index: %w", err)
 		}
 	}
 	return since, min(limit, mirror.MaxIndex), nil
+}
+
+// badIndexQuery says what a query may hold.
+func badIndexQuery(format string, err error) error {
+	return &Problem{
+		Status: http.StatusBadRequest, Code: "REQUEST-INVALID", Stage: "protocol", Public: "the query of /index does not hold",
+		Advice: []string{"since is a time as RFC 3339 has it: 2026-11-20T10:00:00Z", "limit is 1 to 2000"}, Err: fmt.Errorf(format, err),
+	}
 }
 
 // writeEntry writes one line as the public index has it.

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -225,4 +227,139 @@ func TestResourceOfFacts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// C51: 100 publishers at once and a follower that reads on from its last line: it misses nothing and sees nothing twice.
+func TestC51FollowerMissesNothing(t *testing.T) {
+	const publishers, each = 100, 20
+	b := newBench(t)
+	// What is published comes in by the database alone, as from other nodes.
+	publish := func(path, version string) error {
+		tx, err := b.db.BeginTx(t.Context(), nil)
+		if err != nil {
+			return err
+		}
+		var place int64
+		err = tx.QueryRow(`UPDATE mirror_index_clock SET last = CASE WHEN last < $1 THEN $1 ELSE last + 1 END WHERE one = 1 RETURNING last`,
+			time.Now().UnixMicro()).Scan(&place)
+		if err == nil {
+			_, err = tx.Exec(`INSERT INTO mirror_versions (path, version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to, mod_hash, zip_hash)
+				VALUES ($1, $2, 0, $3, 0, '', '', '', '', '', '')`, path, version, place)
+		}
+		if err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+		return tx.Commit()
+	}
+	var all sync.WaitGroup
+	for p := range publishers {
+		all.Go(func() {
+			for i := range each {
+				if err := publish(fmt.Sprintf("example.com/p%d", p), fmt.Sprintf("v1.%d.0", i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { all.Wait(); close(over) }()
+	seen := map[string]bool{}
+	since := ""
+	var last time.Time
+	for done := false; !done; {
+		select {
+		case <-over:
+			done = true // one last look
+		default:
+		}
+		for more := true; more; {
+			w := b.ask("GET", "/index?limit=77&since="+url.QueryEscape(since), b.bearer())
+			if w.Code != 200 {
+				t.Fatalf("%d %s", w.Code, w.Body)
+			}
+			page := lines(t, w.Body.String())
+			more = len(page) == 77
+			for _, l := range page {
+				key := l.Path + "@" + l.Version
+				if l.Timestamp.Equal(last) && seen[key] {
+					continue // since is inclusive: the last line comes again
+				}
+				if seen[key] || !l.Timestamp.After(last) {
+					t.Fatalf("%s at %v comes again, or behind %v", key, l.Timestamp, last)
+				}
+				seen[key], last = true, l.Timestamp
+			}
+			since = last.Format(time.RFC3339Nano)
+		}
+	}
+	if len(seen) != publishers*each {
+		t.Errorf("the follower saw %d entries, want %d", len(seen), publishers*each)
+	}
+}
+
+// A bad query is refused with a text that says so; only an auditor reads the records of our own database in bulk.
+func TestIndexQueryText(t *testing.T) {
+	b := newBench(t)
+	for _, query := range []string{"?since=yesterday", "?since=2026-13-01T00:00:00Z", "?limit=x", "?limit=0"} {
+		w := b.ask("GET", "/index"+query, b.bearer())
+		if w.Code != 400 || !strings.Contains(w.Body.String(), "RFC 3339") || strings.Contains(w.Body.String(), "yesterday") {
+			t.Errorf("%s: %d\n%s", query, w.Code, w.Body)
+		}
+	}
+}
+
+func TestC42AuditorReadsRecordsInBulk(t *testing.T) {
+	b := newBench(t, hello)
+	key, err := b.mirror.OwnSumdb()
+	must(t, err)
+	name, _, _ := strings.Cut(key, "+")
+	if w := b.ask("GET", "/sumdb/"+name+"/lookup/example.com/hello@v1.0.0", b.bearer()); w.Code != 200 {
+		t.Fatalf("lookup: %d %s", w.Code, w.Body)
+	}
+	draft, err := b.identity.Draft(t.Context(), identity.TokenRequest{
+		Class: identity.ClassAdmin, Subject: identity.Subject{Type: identity.Person, ID: "eve"}, Scope: identity.Scope{Actions: []string{identity.ActionAdmin}},
+	})
+	must(t, err)
+	auditor, err := b.identity.Issue(t.Context(), draft)
+	must(t, err)
+	tile := "/sumdb/" + name + "/tile/8/data/000.p/1"
+	for _, tt := range []struct {
+		bearer, code string
+		status       int
+	}{
+		{b.bearer(), "SUMDB-AUDITORS-ONLY", 403},
+		{"Authorization: Bearer " + auditor, "", 200},
+		{b.bearer(), "SUMDB-AUDITORS-ONLY", 403}, // nothing of it is kept for others
+	} {
+		w := b.ask("GET", tile, tt.bearer)
+		if w.Code != tt.status || w.Header().Get("Headgate-Code") != tt.code || (w.Code == 200) != strings.Contains(w.Body.String(), "example.com/hello v1.0.0 h1:") {
+			t.Errorf("%d %q: %s; want %d", w.Code, w.Header().Get("Headgate-Code"), w.Body, tt.status)
+		}
+	}
+}
+
+// BenchmarkIndex pages through 100,000 entries.
+func BenchmarkIndex(b *testing.B) {
+	const n = 100_000
+	bench := newBench(b)
+	_, err := bench.db.Exec(fmt.Sprintf(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < %d)
+		INSERT INTO mirror_versions (path, version, seen, indexed, published, origin_vcs, origin_url, origin, moved_to, mod_hash, zip_hash)
+		SELECT 'example.com/m' || (i %% 5000), 'v1.' || i || '.0', 0, 1700000000000000 + i, 0, '', '', '', '', '', '' FROM n`, n))
+	must(b, err)
+	for b.Loop() {
+		since, got := "", 0
+		for page := mirror.MaxIndex; page == mirror.MaxIndex; {
+			w := bench.ask("GET", "/index?since="+url.QueryEscape(since), bench.bearer())
+			all := lines(b, w.Body.String())
+			page = len(all)
+			got += page
+			if page > 0 {
+				since = all[page-1].Timestamp.Add(time.Microsecond).Format(time.RFC3339Nano)
+			}
+		}
+		if got != n {
+			b.Fatalf("%d entries, want %d", got, n)
+		}
+	}
+	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
 }

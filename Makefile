@@ -2,7 +2,7 @@
 # make run    the same gateway, left running, with what to export
 # make test   everything, with -race; installs what the tests need (as root), else says what to install
 # make check  format, vet, lint, tidy, Rego
-# make bench  the table of speed; make soak: the long forms of tests; make fuzz: each fuzz target for FUZZTIME
+# make bench  the table of speed; make soak: the long forms of tests, and downloads of 536 modules (needs nginx); make fuzz: each fuzz target for FUZZTIME
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := build
@@ -46,6 +46,7 @@ bench:
 
 soak:
 	SOAK=1 $(GO) test -count=1 -v -timeout 60m -run 'TestKill|TestHerd' ./audit ./cmd/headgate
+	$(GO) run ./cmd/headgate-demo download
 
 fuzz:
 	@for pkg in $$($(GO) list ./...); do \

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/mod/modfile"
 )
 
 // An archive serves its files over TLS and HTTP/2, fetches what it lacks of the checksum database once, never a module,
@@ -106,5 +108,19 @@ func TestArchiveStaysInside(t *testing.T) {
 	a := &archive{root: filepath.Join(dir, "root"), upstream: "http://127.0.0.1:1", client: http.DefaultClient}
 	if err := a.fill(t.Context(), "/sumdb/../../outside"); err == nil {
 		t.Error("fill of a path with dots gave no error")
+	}
+}
+
+// The lists of modules are in the program.
+func TestListsAreEmbedded(t *testing.T) {
+	for name, want := range map[string]int{moduleList: 137, largeList: 536} {
+		data, err := testdata.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := modfile.Parse(name, data, nil)
+		if err != nil || len(f.Require) != want {
+			t.Errorf("%s: %d modules, %v, want %d", name, len(f.Require), err, want)
+		}
 	}
 }

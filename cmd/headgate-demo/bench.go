@@ -197,7 +197,7 @@ func writeLargePolicy(dir string) error {
 	for i := range benchTeams {
 		fmt.Fprintf(&teams, "  t%03d: {profile: standard, groups: [g%03d], deny: [denied.test/p%03d]}\n", i, i, i)
 	}
-	rules.WriteString("profiles: [open, standard, strict]\nrules:\n")
+	rules.WriteString("profiles: [open, standard, strict]\ntoolchains: [{versions: \">=1.21.0\"}]\nrules:\n")
 	for i := range benchRules {
 		fmt.Fprintf(&rules, "  - {id: r%05d, code: RULE, match: {prefix: [ruled.test/p%05d]}, effect: deny, remedy: none}\n", i, i)
 	}

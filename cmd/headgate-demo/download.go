@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +32,7 @@ const (
 // downloads measures `go mod download` of one large project: straight from an upstream and through the gateway.
 type downloads struct {
 	dir, fast string // on disk, and in memory
+	files     string // the archive's folder
 	t         *teller
 	upstream  string // the machine's own
 	goMod     []byte
@@ -53,16 +56,20 @@ func (s static) caFile() string { return filepath.Join(s.home, "ca.pem") }
 
 // download prints the table. The machine's own upstream is asked twice for everything, once straight and once through
 // the gateway; all else goes to an archive of what came.
-func download(ctx context.Context, dir string, t *teller) (err error) {
-	d := &downloads{dir: dir, t: t, runs: map[string][]time.Duration{}, real: map[string]time.Duration{}}
+func download(ctx context.Context, dir, files string, t *teller) (err error) {
+	d := &downloads{dir: dir, files: cmp.Or(files, filepath.Join(dir, "archive-files")), t: t, runs: map[string][]time.Duration{}, real: map[string]time.Duration{}}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {
 		return err
 	}
 	t.say("%d modules, %d cores, %s; TLS, HTTP/2; client's module cache in memory; token, policy of %d teams and %d rules, audit on.",
 		d.modules, runtime.NumCPU(), runtime.Version(), benchTeams, benchRules)
-	t.step("The machine's own upstream, once straight and once through the gateway")
-	if err := d.asked(ctx); err != nil {
+	if d.files, err = filepath.Abs(d.files); err != nil {
+		return fmt.Errorf("finding the archive: %w", err)
+	}
+	if _, err := os.Stat(d.files); err == nil {
+		t.say("The machine's own upstream is not asked: %s is there.", d.files)
+	} else if err := d.asked(ctx); err != nil {
 		return err
 	}
 	if err := d.serveArchive(ctx); err != nil {
@@ -162,38 +169,39 @@ func (d *downloads) restart(ctx context.Context, mirror string) error {
 
 // A way is where the go command downloads from.
 type way struct {
-	name  string
-	env   []string // GOPROXY and trust
-	sumdb string
-	keep  string // folder to which the module cache's download folder goes afterwards, "" drops it
+	name      string
+	env       []string // GOPROXY and trust
+	sumdb     string
+	toolchain string // GOTOOLCHAIN; "" is local
+	keep      string // folder to which the module cache's download folder goes afterwards, "" drops it
 }
 
-// goes downloads everything with an empty module cache and gives the time that it took.
-func (d *downloads) goes(ctx context.Context, w way, args ...string) (took time.Duration, err error) {
+// goes runs the go command in the project with an empty module cache, and gives what it printed and how long it took.
+func (d *downloads) goes(ctx context.Context, w way, args ...string) (out string, took time.Duration, err error) {
 	dir, err := os.MkdirTemp(d.fast, "project-")
 	if err != nil {
-		return 0, fmt.Errorf("making a project: %w", err)
+		return "", 0, fmt.Errorf("making a project: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	p := &project{dir: dir, env: append(append(keepEnv("PATH", "TMPDIR"), w.env...),
-		"HOME="+d.fast, "GOSUMDB="+w.sumdb, "GOFLAGS=-modcacherw -mod=mod", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOVCS=*:off",
+		"HOME="+d.fast, "GOSUMDB="+w.sumdb, "GOFLAGS=-modcacherw -mod=mod", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN="+cmp.Or(w.toolchain, "local"), "GOVCS=*:off",
 		"GOPATH="+filepath.Join(dir, "gopath"), "GOMODCACHE="+filepath.Join(dir, "modcache"), "GOCACHE="+filepath.Join(d.dir, "gocache"))}
 	if err := os.WriteFile(filepath.Join(dir, "go.mod"), d.goMod, 0o600); err != nil {
-		return 0, fmt.Errorf("making a project: %w", err)
+		return "", 0, fmt.Errorf("making a project: %w", err)
 	}
-	out, took, err := p.goes(ctx, args...)
+	out, took, err = p.goes(ctx, args...)
 	if err != nil {
-		return 0, fmt.Errorf("running go %s %s: %w\n%s", strings.Join(args, " "), w.name, err, out)
+		return "", 0, fmt.Errorf("running go %s %s: %w\n%s", strings.Join(args, " "), w.name, err, out)
 	}
-	if n, _ := p.zips(); args[1] == "download" && n != d.modules {
-		return 0, fmt.Errorf("%w: %d modules came %s, want %d", errClaim, n, w.name, d.modules)
+	if n, _ := p.zips(); slices.Contains(args, "download") && n != d.modules {
+		return "", 0, fmt.Errorf("%w: %d modules came %s, want %d", errClaim, n, w.name, d.modules)
 	}
 	if w.keep != "" {
 		if err := os.CopyFS(w.keep, os.DirFS(filepath.Join(p.cache(), "cache", "download"))); err != nil {
-			return 0, fmt.Errorf("keeping what came: %w", err)
+			return "", 0, fmt.Errorf("keeping what came: %w", err)
 		}
 	}
-	return took, nil
+	return out, took, nil
 }
 
 // through is the way to the gateway.
@@ -208,19 +216,23 @@ func (s static) from(name, sumdb string) way {
 
 // asked asks the machine's own upstream, and keeps what comes for the archive.
 func (d *downloads) asked(ctx context.Context) (err error) {
+	d.t.step("The machine's own upstream, once straight and once through the gateway")
 	env := keepEnv("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
-	straight := way{name: "straight", sumdb: publicSumdb, keep: d.files(), env: append(env, "GOPROXY="+d.upstream)}
-	if d.real["direct"], err = d.goes(ctx, straight, "mod", "download"); err != nil {
+	straight := way{name: "straight", sumdb: publicSumdb, keep: d.files, env: append(env, "GOPROXY="+d.upstream)}
+	if _, d.real["direct"], err = d.goes(ctx, straight, "mod", "download"); err != nil {
 		return err
 	}
 	if err := d.fresh(ctx, fmt.Sprintf("mirror: {upstreams: [%q]}\n", d.upstream)); err != nil {
 		return err
 	}
-	if d.real["cold"], err = d.goes(ctx, d.through("cold", publicSumdb), "mod", "download"); err != nil {
+	if _, d.real["cold"], err = d.goes(ctx, d.through("cold", publicSumdb), "mod", "download"); err != nil {
 		return err
 	}
 	n, err := d.gate.upstreamRequests(ctx)
 	if err != nil {
+		return err
+	}
+	if err := d.switched(ctx); err != nil {
 		return err
 	}
 	d.t.say("straight %s; through the gateway, cold, %s: %.2f (target 1.10); it sent %d requests upstream.",
@@ -228,8 +240,21 @@ func (d *downloads) asked(ctx context.Context) (err error) {
 	return nil
 }
 
-func (d *downloads) files() string { return filepath.Join(d.dir, "archive-files") }
-func (d *downloads) log() string   { return filepath.Join(d.dir, "archive-requests.log") }
+// anotherRelease is a Go release that this program is not built with.
+const anotherRelease = "go1.25.0"
+
+// switched lets the go command fetch another Go release through the gateway, and run it.
+func (d *downloads) switched(ctx context.Context) error {
+	w := d.through("to another Go release", publicSumdb)
+	w.toolchain = anotherRelease
+	out, took, err := d.goes(ctx, w, "version")
+	if err != nil {
+		return err
+	}
+	return d.t.claims(strings.Contains(out, anotherRelease+" "), "GOTOOLCHAIN=%s go version works through the gateway, in %s", anotherRelease, seconds(took))
+}
+
+func (d *downloads) log() string { return filepath.Join(d.dir, "archive-requests.log") }
 
 func ratio(a, b time.Duration) float64 { return a.Seconds() / b.Seconds() }
 
@@ -243,12 +268,12 @@ func (d *downloads) serveArchive(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := writeWhole(filepath.Join(d.files(), "sumdb", publicSumdb, "supported"), nil); err != nil {
+	if err := writeWhole(filepath.Join(d.files, "sumdb", publicSumdb, "supported"), nil); err != nil {
 		return fmt.Errorf("filling the archive: %w", err)
 	}
 	d.archive.process, d.archive.address, err = startSelf(d.dir, "archive", d.upstream,
 		keepEnv("PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-		"archive", d.archive.home, d.files(), d.log())
+		"archive", d.archive.home, d.files, d.log())
 	if err != nil {
 		return err
 	}
@@ -258,7 +283,7 @@ func (d *downloads) serveArchive(ctx context.Context) (err error) {
 	}
 	d.nginx.address = l.Addr().String()
 	l.Close()
-	if d.nginx.process, err = startNginx(d.dir, d.nginx.home, d.files(), d.nginx.address); err != nil {
+	if d.nginx.process, err = startNginx(d.dir, d.nginx.home, d.files, d.nginx.address); err != nil {
 		return err
 	}
 	return d.reachable(ctx)

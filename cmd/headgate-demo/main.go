@@ -32,13 +32,14 @@ Usage:
 Flags:
   --keep    keep the temporary folder and say where it is
   --stay    stay until interrupted
+  --archive DIR   download: keep there what comes from the upstream; a later run does not ask it again
 
 Examples:
   go run ./cmd/headgate-demo
   go run ./cmd/headgate-demo --keep
   go run ./cmd/headgate-demo --stay
   go run ./cmd/headgate-demo bench
-  go run ./cmd/headgate-demo download
+  go run ./cmd/headgate-demo download --archive /var/tmp/modules
 
 Exit codes: 0 every claim held, 1 one did not or something failed, 2 wrong use.
 `
@@ -73,10 +74,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		}
 	}
 	var keep, stay bool
+	var archive string
 	flags := flag.NewFlagSet("headgate-demo", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.BoolVar(&keep, "keep", false, "")
 	flags.BoolVar(&stay, "stay", false, "")
+	flags.StringVar(&archive, "archive", "", "")
 	err := flags.Parse(args)
 	verb := flags.Arg(0)
 	if err == nil && verb != "" {
@@ -93,10 +96,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	switch {
 	case flags.NArg() > 0:
 		return fmt.Errorf("%w: %q is too much", errUse, flags.Args())
+	case archive != "" && verb != "download":
+		return fmt.Errorf("%w: --archive is of download", errUse)
 	case verb == "bench" && !stay:
 		return inFolder(ctx, keep, t, bench)
 	case verb == "download" && !stay:
-		return inFolder(ctx, keep, t, download)
+		return inFolder(ctx, keep, t, func(ctx context.Context, dir string, t *teller) error { return download(ctx, dir, archive, t) })
 	case verb != "":
 		return fmt.Errorf("%w: there is no verb %q, or not with these flags", errUse, verb)
 	case stay:

@@ -32,7 +32,7 @@ func (d *downloads) round(ctx context.Context) error {
 }
 
 func (d *downloads) measure(ctx context.Context, w way) error {
-	took, err := d.goes(ctx, w, "mod", "download")
+	_, took, err := d.goes(ctx, w, "mod", "download")
 	d.runs[w.name] = append(d.runs[w.name], took)
 	return err
 }
@@ -66,6 +66,9 @@ func (d *downloads) table() {
 		}
 		fmt.Fprintf(d.t.out, "| %s | %s | %s [%s–%s] | %s | %s | %s |\n", row.what, row.sumdb, seconds(d.middle(row.name)),
 			seconds(slices.Min(runs)), seconds(slices.Max(runs)), beside, by, row.target)
+	}
+	if len(d.real) == 0 {
+		return
 	}
 	fmt.Fprintf(d.t.out, "| the machine's own upstream: B6 through the gateway, cold, once | on | %s | %s | %.2f | 1.10 |\n\n",
 		seconds(d.real["cold"]), seconds(d.real["direct"]), ratio(d.real["cold"], d.real["direct"]))
@@ -113,7 +116,7 @@ func (d *downloads) counted(ctx context.Context) error {
 func (d *downloads) during(ctx context.Context, w way, args ...string) (tally, int64, error) {
 	before, err := os.ReadFile(d.log())
 	if err == nil {
-		_, err = d.goes(ctx, w, args...)
+		_, _, err = d.goes(ctx, w, args...)
 	}
 	if err != nil {
 		return tally{}, 0, err
@@ -139,7 +142,7 @@ func (d *downloads) imported(ctx context.Context) error {
 		return err
 	}
 	var bytes int64
-	err := filepath.WalkDir(d.files(), func(name string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(d.files, func(name string, e fs.DirEntry, err error) error {
 		if err != nil || filepath.Ext(name) != ".zip" {
 			return err
 		}
@@ -153,7 +156,7 @@ func (d *downloads) imported(ctx context.Context) error {
 		return fmt.Errorf("measuring the archive: %w", err)
 	}
 	start := time.Now()
-	out, err := d.gate.run(ctx, "mirror", "import", "--offline", d.files())
+	out, err := d.gate.run(ctx, "mirror", "import", "--offline", d.files)
 	took := time.Since(start)
 	if err != nil {
 		return fmt.Errorf("importing: %w: %s", err, out)

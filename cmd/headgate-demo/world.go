@@ -16,7 +16,7 @@ import (
 	"golang.org/x/mod/module"
 )
 
-//go:embed testdata/modules-137.mod
+//go:embed testdata/modules-137.mod testdata/modules-536.mod
 var testdata embed.FS
 
 // moduleList is the go.mod of the people's project.

@@ -34,6 +34,11 @@ func TestForwardedIdentity(t *testing.T) {
 			if rec := f.lastRecord(t); rec.Device != (audit.Device{}) {
 				t.Errorf("T23 %s: the record has device %+v", name, rec.Device)
 			}
+			inner := httptest.NewRequest(http.MethodGet, "https://localhost"+modFile, nil)
+			inner.Header[name] = []string{"x"}
+			if f.arrive(httptest.NewRecorder(), inner); len(inner.Header) > 0 {
+				t.Errorf("T23 %s: still there for whoever reads headers", name)
+			}
 		}
 	})
 	t.Run("T23 spelled so that net/http refuses it", func(t *testing.T) {

@@ -54,6 +54,9 @@ var (
 	errAudit    = errors.New("audit log cannot be written")
 	errStopping = errors.New("gateway is stopping")
 	errNoAccess = errors.New("credential may not do this")
+
+	errCrossOrigin = errors.New("another site made the browser ask")
+	errNotYours    = errors.New("no such token of this person")
 )
 
 // storeDown is a disk of ours that takes nothing new in; what it has is still served.
@@ -73,6 +76,8 @@ var table = []struct {
 	{errAudit, Problem{Status: 503, Code: "AUDIT-DOWN", Public: "the decision could not be recorded, so nothing is served", Stage: "limit", RetryAfter: 5}},
 	{errStopping, Problem{Status: 503, Code: "STOPPING", Public: "this gateway is stopping; ask again", Stage: "limit", RetryAfter: 1}},
 	{errNoAccess, Problem{Status: 403, Code: "SCOPE", Public: "this credential may not do this", Stage: "identity", Remedy: "none"}},
+	{errCrossOrigin, Problem{Status: 403, Code: "CROSS-ORIGIN", Public: "another site made your browser ask for this; nothing was done", Stage: "protocol", Remedy: "none"}},
+	{errNotYours, Problem{Status: 403, Code: "SCOPE", Public: "you have no such token", Stage: "identity", Remedy: "none"}},
 	{policy.ErrNoPolicy, Problem{Status: 503, Code: "NO-POLICY", Public: "no policy is loaded, so nothing is allowed", Stage: "access", RetryAfter: 10}},
 	{policy.ErrPolicy, Problem{Status: 503, Code: "POLICY-ERROR", Public: "policy gave no decision, so nothing is allowed", Stage: "access", RetryAfter: 5}},
 	{mirror.ErrUnknownSumdb, Problem{Status: 403, Code: "SUMDB-NOT-ALLOWED", Public: "this checksum database is not served here", Stage: "protocol", Remedy: "none"}},
@@ -162,6 +167,9 @@ var identityProblems = map[string]Problem{
 	"CRL-STALE":          {Status: 403, Public: "the revocation list of this device's authority is out of date", Remedy: "none", Advice: []string{"an operator of this gateway has to renew it; nothing on your machine is wrong"}},
 	"LOCKED":             {Status: 403, Public: "an administrator stopped this user, device or token", Remedy: "none"},
 	"REVOCATION-STALE":   {Status: 403, Public: "what was revoked is not known here just now", Remedy: "wait"},
+	"RATE":               {Status: 429, Public: "too many at once; wait ten minutes", RetryAfter: 600},
+	"GRANT-PENDING":      {Status: 400, Public: "nobody has answered yet; ask again"},
+	"GRANT-DENIED":       {Status: 400, Public: "whoever was asked said no"},
 	"REQUEST-INVALID":    {Status: 400, Public: "the credential is not of a form that a client sends"},
 	"ISSUER-DOWN":        {Status: 503, Public: "the identity provider cannot be asked", RetryAfter: 10},
 	"STATE-DOWN":         {Status: 503, Public: "the state database cannot be asked", RetryAfter: 10},

@@ -162,7 +162,7 @@ func severityOf(p *Problem) int {
 		return 4
 	case p.Code == "CHECKSUM-MISMATCH":
 		return 5
-	case p.Status == http.StatusNotFound:
+	case p.Status == http.StatusNotFound, p.Code == string(identity.GrantPending):
 		return 1
 	}
 	return 3

@@ -108,11 +108,8 @@ func New(cfg Config, o Options) *Server {
 // before the mux, which would decode escapes and redirect around dots, unrecorded.
 func (s *Server) front(api http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /-/oauth/token", s.token)
-	mux.HandleFunc("/-/oauth/token", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Allow", "POST")
-		s.refuse(w, r, errMethod)
-	})
+	s.oauthRoutes(mux)
+	s.webRoutes(mux)
 	mux.HandleFunc("POST /-/hooks/git", s.hook)
 	mux.HandleFunc("/-/hooks/git", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", "POST")

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -12,41 +13,91 @@ import (
 	"github.com/headgate/headgate/identity"
 )
 
-// token answers POST /-/oauth/token: the exchange of an issuer's token, or of a Headgate token, for a Headgate token
-// that reaches no further and lives no longer (RFC 8693). The record is durable before the token holds.
-func (s *Server) token(w http.ResponseWriter, r *http.Request) {
-	x := s.begin(w, r)
-	x.action, x.rec.Kind, x.rec.Action = "token", audit.KindAuth, "token.exchange"
-	draft, err := s.draftExchange(r)
-	x.drafted(draft.Token, err)
-	err = oauthProblem(err)
-	if err := s.record(r.Context(), x.decided(nil, err), err); err != nil {
-		x.oauthError(err)
-		return
+// An oauthCall reads the form of a request and returns what to do once the record is durable.
+type oauthCall func(x *exchange, form url.Values) (effect func(context.Context) (any, error), err error)
+
+// oauthRoutes are the endpoints of programs: RFC 8693, 8628, 7009, 7662 and 8414.
+func (s *Server) oauthRoutes(mux *http.ServeMux) {
+	for path, call := range map[string]struct {
+		action string
+		do     oauthCall
+	}{
+		"/-/oauth/token":                {"token.exchange", s.token},
+		"/-/oauth/device_authorization": {"grant.begin", s.authorizeDevice},
+		"/-/oauth/revoke":               {"token.revoke", s.revokeByText},
+		"/-/oauth/introspect":           {"token.introspect", s.introspect},
+	} {
+		mux.Handle("POST "+path, s.oauth(call.action, call.do))
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", "POST")
+			s.refuse(w, r, errMethod)
+		})
 	}
-	secret, err := s.identity.Issue(r.Context(), draft)
-	if err != nil {
-		x.failed(err)
-		x.oauthError(oauthProblem(err))
-		return
-	}
-	x.json(http.StatusOK, map[string]any{
-		"access_token": secret, "issued_token_type": identity.TypeAccessToken, "token_type": "Bearer",
-		"expires_in": int64(time.Until(draft.Token.Expires).Seconds()), "scope": draft.Token.Scope.String(),
+	mux.Handle("GET /-/.well-known/oauth-authorization-server", s.oauth("oauth.metadata", s.oauthMetadata))
+}
+
+// oauth runs one call. Its record is durable before it takes effect.
+func (s *Server) oauth(action string, do oauthCall) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := deadline(r.Context())
+		defer cancel()
+		x := s.begin(w, r)
+		x.action, x.rec.Kind, x.rec.Action = "token", audit.KindAuth, action
+		effect, err := s.oauthEffect(x, do)
+		err = oauthProblem(err)
+		if err := s.record(ctx, x.decided(nil, err), err); err != nil {
+			x.oauthError(err)
+			return
+		}
+		result, err := effect(ctx)
+		if err != nil {
+			x.failed(err)
+			x.oauthError(oauthProblem(err))
+			return
+		}
+		x.json(http.StatusOK, result)
 	})
 }
 
-func (s *Server) draftExchange(r *http.Request) (identity.Draft, error) {
-	form, err := readForm(r)
-	if err != nil {
-		return identity.Draft{}, err
+func (s *Server) oauthEffect(x *exchange, do oauthCall) (func(context.Context) (any, error), error) {
+	if err := s.audit.Writable(); err != nil {
+		return nil, unwritable("what was asked", err)
 	}
+	form, err := readForm(x.r)
+	if err != nil {
+		return nil, err
+	}
+	return do(x, form)
+}
+
+// token answers POST /-/oauth/token: a device code that somebody allowed (RFC 8628), or the exchange of an issuer's or
+// Headgate token for one that reaches no further and lives no longer (RFC 8693).
+func (s *Server) token(x *exchange, form url.Values) (func(context.Context) (any, error), error) {
+	draft, err := s.draftToken(x, form)
+	x.drafted(draft.Token, err)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (any, error) {
+		secret, err := s.identity.IssueInSession(ctx, draft)
+		return map[string]any{
+			"access_token": secret, "issued_token_type": identity.TypeAccessToken, "token_type": "Bearer",
+			"expires_in": int64(time.Until(draft.Token.Expires).Seconds()), "scope": draft.Token.Scope.String(),
+		}, err
+	}, nil
+}
+
+func (s *Server) draftToken(x *exchange, form url.Values) (identity.Draft, error) {
 	request, err := identity.ParseExchange(form)
 	if err != nil {
 		return identity.Draft{}, err
 	}
-	request.Request = r
-	return s.identity.Exchange(r.Context(), request)
+	if request.GrantType == identity.GrantDeviceCode {
+		x.rec.Action = "signin.device_code"
+		return s.identity.DraftGranted(x.r.Context(), form.Get("client_id"), form.Get("device_code"), x.r)
+	}
+	request.Request = x.r
+	return s.identity.Exchange(x.r.Context(), request)
 }
 
 // readForm takes the parameters from the body alone: what stands in a URL ends up in logs (RFC 6749, section 3.2).
@@ -79,14 +130,14 @@ func oauthProblem(err error) error {
 		return err
 	}
 	p := refusedIdentity(e)
-	if p.Status < http.StatusInternalServerError && !e.Code.OfDevice() {
+	if p.Status < http.StatusInternalServerError && p.Status != http.StatusTooManyRequests && !e.Code.OfDevice() {
 		p.Status, p.Challenge = http.StatusBadRequest, ""
 	}
 	switch e.Code {
 	case identity.RequestInvalid:
-		p.Public = "the request is not a token exchange that is served here"
+		p.Public = "the request is none that is served here"
 	case identity.ScopeExceeded:
-		p.Public = "more was asked for than the subject token reaches"
+		p.Public = "more was asked for than can be had"
 	}
 	return p
 }

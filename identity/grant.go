@@ -67,16 +67,9 @@ type Grant struct {
 // BeginGrant lets a terminal ask for a token (RFC 8628, 3.1). Errors are *Error: RequestInvalid, ScopeExceeded,
 // RateExceeded, StateDown.
 func (s *Service) BeginGrant(ctx context.Context, q GrantRequest) (DeviceAuthorization, error) {
-	if q.Client != ClientCLI {
-		return DeviceAuthorization{}, refuse(RequestInvalid, "asking for a token: %w", errClient)
-	}
-	wanted, err := ParseScope(q.Scope)
+	scope, err := q.scope()
 	if err != nil {
-		return DeviceAuthorization{}, refuse(ScopeExceeded, "asking for a token: %w", err)
-	}
-	scope, refused := narrow(Scope{Modules: []string{everything}, Actions: ClassPerson.actions()}, wanted)
-	if refused != nil {
-		return DeviceAuthorization{}, refused
+		return DeviceAuthorization{}, err
 	}
 	now := time.Now()
 	a := DeviceAuthorization{DeviceCode: randomSecret(), UserCode: newUserCode(), Expires: now.Add(grantLife).UTC().Truncate(time.Second), Pause: grantPause}
@@ -88,6 +81,27 @@ func (s *Service) BeginGrant(ctx context.Context, q GrantRequest) (DeviceAuthori
 		return DeviceAuthorization{}, refuse(RateExceeded, "asking for a token: too many are waiting for an answer")
 	}
 	return a, nil
+}
+
+// CheckGrant tells whether a request can be granted at all. Errors are *Error: RequestInvalid, ScopeExceeded.
+func CheckGrant(q GrantRequest) error {
+	_, err := q.scope()
+	return err
+}
+
+func (q GrantRequest) scope() (Scope, error) {
+	if q.Client != ClientCLI {
+		return Scope{}, refuse(RequestInvalid, "asking for a token: %w", errClient)
+	}
+	wanted, err := ParseScope(q.Scope)
+	if err != nil {
+		return Scope{}, refuse(ScopeExceeded, "asking for a token: %w", err)
+	}
+	scope, refused := narrow(Scope{Modules: []string{everything}, Actions: ClassPerson.actions()}, wanted)
+	if refused != nil {
+		return Scope{}, refused
+	}
+	return scope, nil
 }
 
 // newUserCode makes a code, each letter equally likely.

@@ -94,6 +94,7 @@ func (s *hostileSite) attacked(t *testing.T, up *mirrortest.Server, a attack, na
 		}
 		a.fault.Body = body
 	}
+	s.rest(t)
 	up.Break(path, a.fault)
 	s.gateway.forgetPeak(t)
 	s.check(t, path, a)
@@ -173,16 +174,32 @@ func hostileSites(t *testing.T, up, other *mirrortest.Server) map[string]*hostil
 			before, _, _ := strings.Cut(text, "mirror: {")
 			return before + keys + "\n"
 		}, "SSL_CERT_FILE="+dir+"/ca.pem")
-		for range 20 {
-			if status, body := s.body("/example.com/hello/@v/v1.0.0.zip"); status != http.StatusOK {
-				t.Fatalf("%s: status %d: %s", name, status, body)
-			}
-		}
-		s.idle = s.gateway.rss(t)
+		s.warm(t)
 		sites[name] = s
 	}
 	sites[""] = sites["h1"]
 	return sites
+}
+
+// warm makes the gateway answer a few requests, and measures it when idle.
+func (s *hostileSite) warm(t *testing.T) {
+	t.Helper()
+	for range 20 {
+		if status, body := s.body("/example.com/hello/@v/v1.0.0.zip"); status != http.StatusOK {
+			t.Fatalf("status %d: %s", status, body)
+		}
+	}
+	s.idle = s.gateway.rss(t)
+}
+
+// rest starts the gateway again where an earlier attack has left its heap large: each is measured from idle.
+func (s *hostileSite) rest(t *testing.T) {
+	t.Helper()
+	if s.gateway.rss(t) > s.idle+8<<20 {
+		s.stop(syscall.SIGTERM)
+		s.start()
+		s.warm(t)
+	}
 }
 
 // reconfigure changes the configuration and the environment, and starts the gateway again.
@@ -343,7 +360,7 @@ func textAttacks(t *testing.T) []attack {
 		{name: "list of 1,200,000 versions", file: "list", fault: body(manyVersions(1_200_000)), status: 502, code: failed},
 		{name: "list of 15,001 versions", file: "list", fault: body(manyVersions(15_001)), status: 502, code: failed},
 		{name: "list of one version two million times", file: "list", fault: body(lines(16<<20-64, "v1.0.0\n")), status: 502, code: failed},
-		{name: "list of 1,000 versions", file: "list", fault: body(manyVersions(1_000)), status: 200},
+		{name: "list of 200 versions", file: "list", fault: body(manyVersions(200)), status: 200},
 		{
 			name: "list with garbage, pseudo-versions, duplicates, CRLF", file: "list", status: 200, body: "v1.0.0\nv1.1.0\n",
 			fault: body("v1.0.0\r\nv1.0.0\n\n  \nv0.0.0-20240501000000-abcdefabcdef\nv1.1.0 2024-05-01T00:00:00Z\nlatest\nv2.0.0\n../../x\nv1.2\n\x1b[31mv1.3.0\nv1.1.0\n"),

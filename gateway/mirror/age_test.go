@@ -121,8 +121,12 @@ func TestAgeIsOffWhereNoSourceCouldShowIt(t *testing.T) {
 		path    string
 		want    string
 	}{
-		{"sumdb", "example.com/m", "missing"}, {"sumdb", "corp.example/x", "off"}, {"sumdb", "exempt.example/x", "off"},
-		{"index sumdb", "corp.example/x", "missing"}, {"index sumdb", "exempt.example/x", "missing"}, {"", "example.com/m", "off"},
+		{"sumdb", "example.com/m", "missing"},
+		{"sumdb", "corp.example/x", "off"},
+		{"sumdb", "exempt.example/x", "off"},
+		{"index sumdb", "corp.example/x", "missing"},
+		{"index sumdb", "exempt.example/x", "missing"},
+		{"", "example.com/m", "off"},
 	} {
 		if f := sources(strings.Fields(tt.sources)...).Facts(t.Context(), tt.path, "v1.0.0"); f.Age != tt.want {
 			t.Errorf("sources %q: age of %s is %q, want %q", tt.sources, tt.path, f.Age, tt.want)

@@ -302,6 +302,25 @@ func TestEnrolment(t *testing.T) {
 		_, err = enrol(code("other"), key)
 		wantCode(t, "T68 the key of a stopped device under another id", err, identity.DeviceBlockedCode)
 	}
+	t.Run("one code, two devices at once", func(t *testing.T) {
+		shared, signed := code("twin"), 0
+		var drafts []identity.EnrolmentDraft
+		for range 2 {
+			draft, err := y.DraftEnrolment(t.Context(), shared, csr(t, identitytest.NewECKey(t)), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			drafts = append(drafts, draft)
+		}
+		for _, draft := range drafts {
+			if _, err := y.Enrol(t.Context(), draft); err == nil {
+				signed++
+			}
+		}
+		if signed != 1 {
+			t.Errorf("one code signed %d certificates", signed)
+		}
+	})
 	t.Run("T68 stopped between draft and signature", func(t *testing.T) {
 		draft, err := y.DraftEnrolment(t.Context(), code("racer"), csr(t, identitytest.NewECKey(t)), "")
 		if err != nil {

@@ -19,7 +19,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # What the tests use beside Go and git, as Debian packages.
 PACKAGES := gcc libc6-dev git openssh-client openssh-server postgresql systemd util-linux
 
-.PHONY: build demo run test check bench soak fuzz deps clean
+.PHONY: build demo run test check bench soak fuzz deps packages clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/headgate ./cmd/headgate-demo
@@ -45,7 +45,7 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime 200ms ./audit ./identity ./policy ./gateway/...
 
 soak:
-	SOAK=1 $(GO) test -count=1 -v -timeout 60m -run 'TestKill|TestHerd' ./audit ./cmd/headgate
+	SOAK=1 $(GO) test -count=1 -v -timeout 60m -run 'TestKill|TestHerd|TestSuiteOn' ./audit ./cmd/headgate ./gateway/mirror/store
 	$(GO) run ./cmd/headgate-demo download
 
 fuzz:
@@ -55,8 +55,11 @@ fuzz:
 	  done; \
 	done
 
-deps:
-	@missing=""; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+deps: packages
+	@$(GO) test -count=1 -timeout 30m -run '^TestServersStart$$' ./gateway/mirror/store/storetest # builds the store's servers, once
+
+packages:
+	@missing=""; command -v npm >/dev/null || missing=" nodejs npm"; for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing:$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \

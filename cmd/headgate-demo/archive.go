@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -144,43 +143,4 @@ func moduleBytes(log io.Reader) (int64, error) {
 		}
 	}
 	return sum, lines.Err()
-}
-
-// nginxConf serves a folder over TLS as a mirror of static files would.
-const nginxConf = `%[4]s
-daemon off;
-worker_processes auto;
-pid %[1]s/nginx.pid;
-error_log stderr warn;
-events { worker_connections 1024; }
-http {
-	access_log off;
-	sendfile on;
-	tcp_nopush on;
-	keepalive_requests 100000;
-	client_body_temp_path %[1]s/tmp; proxy_temp_path %[1]s/tmp; fastcgi_temp_path %[1]s/tmp; uwsgi_temp_path %[1]s/tmp; scgi_temp_path %[1]s/tmp;
-	server {
-		listen %[2]s ssl http2;
-		ssl_certificate %[1]s/cert.pem;
-		ssl_certificate_key %[1]s/key.pem;
-		ssl_protocols TLSv1.3;
-		root %[3]s;
-	}
-}
-`
-
-// startNginx serves root with Debian's nginx; its certificate stands in home.
-func startNginx(dir, home, root, address string) (*child, error) {
-	if _, err := exec.LookPath("nginx"); err != nil {
-		return nil, fmt.Errorf("starting nginx, which is measured beside: %w; as root: apt-get install nginx", err)
-	}
-	user := ""
-	if os.Geteuid() == 0 {
-		user = "user root;" // whose files these are
-	}
-	conf := filepath.Join(home, "nginx.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, nginxConf, home, address, root, user), 0o600); err != nil {
-		return nil, fmt.Errorf("writing nginx.conf: %w", err)
-	}
-	return start(dir, "nginx", false, keepEnv("PATH"), "nginx", "-e", "stderr", "-p", home, "-c", conf)
 }

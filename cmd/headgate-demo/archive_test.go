@@ -104,10 +104,15 @@ func servedArchive(t *testing.T, upstream, home, root, log string) (address stri
 
 // Names that lead out of the folder are not filled.
 func TestArchiveStaysInside(t *testing.T) {
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "x") }))
+	defer upstream.Close()
 	dir := t.TempDir()
-	a := &archive{root: filepath.Join(dir, "root"), upstream: "http://127.0.0.1:1", client: http.DefaultClient}
+	a := &archive{root: filepath.Join(dir, "root"), upstream: upstream.URL, client: upstream.Client()}
 	if err := a.fill(t.Context(), "/sumdb/../../outside"); err == nil {
 		t.Error("fill of a path with dots gave no error")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "outside")); err == nil {
+		t.Error("fill wrote outside of its folder")
 	}
 }
 

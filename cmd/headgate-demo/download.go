@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,10 +22,9 @@ const (
 	// memoryDisk holds the client's module cache, so that the disk measures nothing but the servers.
 	memoryDisk = "/dev/shm"
 	// memoryNeeded is what one module cache takes there, unpacked, with room to spare.
-	memoryNeeded  = 5 << 30
-	downloadRuns  = 3
-	publicSumdb   = "sum.golang.org"
-	localhostOnly = "127.0.0.1:0"
+	memoryNeeded = 5 << 30
+	downloadRuns = 3
+	publicSumdb  = "sum.golang.org"
 )
 
 // downloads measures `go mod download` of one large project: straight from an upstream and through the gateway.
@@ -44,15 +42,6 @@ type downloads struct {
 	runs      map[string][]time.Duration
 	real      map[string]time.Duration
 }
-
-// static is a server of files.
-type static struct {
-	home, address string
-	process       *child
-}
-
-func (s static) url() string    { return "https://" + s.address }
-func (s static) caFile() string { return filepath.Join(s.home, "ca.pem") }
 
 // download prints the table. The machine's own upstream is asked twice for everything, once straight and once through
 // the gateway; all else goes to an archive of what came.
@@ -209,11 +198,6 @@ func (d *downloads) through(name, sumdb string) way {
 	return way{name: name, sumdb: sumdb, env: []string{"GOPROXY=" + d.gate.url(), "SSL_CERT_FILE=" + d.gate.caFile()}}
 }
 
-// from is the way to a server of files.
-func (s static) from(name, sumdb string) way {
-	return way{name: name, sumdb: sumdb, env: []string{"GOPROXY=" + s.url(), "SSL_CERT_FILE=" + s.caFile()}}
-}
-
 // asked asks the machine's own upstream, and keeps what comes for the archive.
 func (d *downloads) asked(ctx context.Context) (err error) {
 	d.t.step("The machine's own upstream, once straight and once through the gateway")
@@ -257,55 +241,6 @@ func (d *downloads) switched(ctx context.Context) error {
 func (d *downloads) log() string { return filepath.Join(d.dir, "archive-requests.log") }
 
 func ratio(a, b time.Duration) float64 { return a.Seconds() / b.Seconds() }
-
-// serveArchive starts the two servers of what came.
-func (d *downloads) serveArchive(ctx context.Context) (err error) {
-	for _, s := range []*static{&d.archive, &d.nginx} {
-		if s.home, err = os.MkdirTemp(d.dir, "static-"); err == nil {
-			_, err = writeCertificates(s.home)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := writeWhole(filepath.Join(d.files, "sumdb", publicSumdb, "supported"), nil); err != nil {
-		return fmt.Errorf("filling the archive: %w", err)
-	}
-	d.archive.process, d.archive.address, err = startSelf(d.dir, "archive", d.upstream,
-		keepEnv("PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-		"archive", d.archive.home, d.files, d.log())
-	if err != nil {
-		return err
-	}
-	l, err := net.Listen("tcp", localhostOnly)
-	if err != nil {
-		return fmt.Errorf("finding a free port: %w", err)
-	}
-	d.nginx.address = l.Addr().String()
-	l.Close()
-	if d.nginx.process, err = startNginx(d.dir, d.nginx.home, d.files, d.nginx.address); err != nil {
-		return err
-	}
-	return d.reachable(ctx)
-}
-
-// reachable waits until nginx listens.
-func (d *downloads) reachable(ctx context.Context) error {
-	for {
-		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.nginx.address)
-		if err == nil {
-			return c.Close()
-		}
-		select {
-		case <-d.nginx.process.done:
-			text, _ := os.ReadFile(d.nginx.process.log(d.dir))
-			return fmt.Errorf("starting nginx: %w: %s", d.nginx.process.err, text)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
 
 // fromArchive is the gateway's mirror section.
 func (d *downloads) fromArchive() string {

@@ -61,16 +61,24 @@ func main() {
 	os.Exit(1)
 }
 
-// run executes one command line. The verbs relay, floor and archive are what the demonstration starts itself as.
+// itself is what the demonstration starts itself as: a process of its own, so that its CPU time is. Nil is no such verb.
+func itself(verb string) func(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	switch verb {
+	case "relay":
+		return runRelay
+	case "floor":
+		return runFloor
+	case "archive":
+		return runArchive
+	}
+	return nil
+}
+
+// run executes one command line.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) > 0 {
-		switch args[0] {
-		case "relay":
-			return runRelay(ctx, args[1:], stdin, stdout)
-		case "floor":
-			return runFloor(ctx, args[1:], stdin, stdout)
-		case "archive":
-			return runArchive(ctx, args[1:], stdin, stdout)
+		if serve := itself(args[0]); serve != nil {
+			return serve(ctx, args[1:], stdin, stdout)
 		}
 	}
 	var keep, stay bool

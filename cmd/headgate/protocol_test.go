@@ -22,7 +22,7 @@ import (
 var protocolRows = map[string]int{"C": 52, "E": 17, "N": 18}
 
 // TestProtocolCoverage wants a test for each row. A test covers a row by naming it: a Go test in the name of a case, in
-// a message or in its comment, a script in a comment line. The table that it prints is made of what stands in the tree.
+// a message or in a comment of its, a script in a comment line. The table that it prints is made of what stands in the tree.
 func TestProtocolCoverage(t *testing.T) {
 	tests := map[string][]string{} // row → names of tests
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
@@ -70,6 +70,11 @@ func namedInGo(path string, tests map[string][]string) error {
 		name := folder + "." + fn.Name.Name
 		if strings.HasPrefix(fn.Name.Name, "Test") {
 			note(tests, name, fn.Doc.Text())
+			for _, c := range f.Comments {
+				if fn.Pos() < c.Pos() && c.End() < fn.End() {
+					note(tests, name, c.Text())
+				}
+			}
 		}
 		ast.Inspect(fn, func(n ast.Node) bool {
 			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {

@@ -339,7 +339,7 @@ func parseSerial(s string) (string, error) {
 
 // parseMoment reads a time of the past: RFC 3339, the form of spreadsheets in UTC, or seconds since 1970.
 func parseMoment(s string, now time.Time) (int64, error) {
-	at := int64(0)
+	var at int64
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
 		at = n
 	} else {

@@ -112,11 +112,15 @@ func TestCommandLine(t *testing.T) {
 		want error
 		out  string
 	}{
-		"help":           {[]string{"--help"}, nil, "Examples:"},
-		"unknown flag":   {[]string{"--nope"}, errUse, ""},
-		"unknown verb":   {[]string{"nope"}, errUse, ""},
-		"too much":       {[]string{"bench", "more"}, errUse, ""},
-		"bench and stay": {[]string{"bench", "--stay"}, errUse, ""},
+		"help":            {[]string{"--help"}, nil, "Examples:"},
+		"unknown flag":    {[]string{"--nope"}, errUse, ""},
+		"unknown verb":    {[]string{"nope"}, errUse, ""},
+		"too much":        {[]string{"bench", "more"}, errUse, ""},
+		"bench and stay":  {[]string{"bench", "--stay"}, errUse, ""},
+		"runs of bench":   {[]string{"bench", "--runs", "1"}, errUse, ""},
+		"fewer than none": {[]string{"download", "--runs", "-1"}, errUse, ""},
+		"archive alone":   {[]string{"--archive", "x"}, errUse, ""},
+		"download stays":  {[]string{"download", "--stay"}, errUse, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer

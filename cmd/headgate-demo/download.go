@@ -39,33 +39,38 @@ type downloads struct {
 	token     string
 	archive   static
 	nginx     static
-	runs      map[string][]time.Duration
+	times     map[string][]time.Duration
+	runs      int
 	real      map[string]time.Duration
 }
 
 // download prints the table. The machine's own upstream is asked twice for everything, once straight and once through
 // the gateway; all else goes to an archive of what came.
-func download(ctx context.Context, dir, files string, t *teller) (err error) {
-	d := &downloads{dir: dir, files: cmp.Or(files, filepath.Join(dir, "archive-files")), t: t, runs: map[string][]time.Duration{}, real: map[string]time.Duration{}}
+func download(ctx context.Context, d *downloads) (err error) {
+	d.files = cmp.Or(d.files, filepath.Join(d.dir, "archive-files"))
+	d.times, d.real = map[string][]time.Duration{}, map[string]time.Duration{}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	t.say("%d modules, %d cores, %s; TLS, HTTP/2; client's module cache in memory; token, policy of %d teams and %d rules, audit on.",
+	d.t.say("%d modules, %d cores, %s; TLS, HTTP/2; client's module cache in memory; token, policy of %d teams and %d rules, audit on.",
 		d.modules, runtime.NumCPU(), runtime.Version(), benchTeams, benchRules)
 	if d.files, err = filepath.Abs(d.files); err != nil {
 		return fmt.Errorf("finding the archive: %w", err)
 	}
 	if _, err := os.Stat(d.files); err == nil {
-		t.say("The machine's own upstream is not asked: %s is there.", d.files)
+		d.t.say("The machine's own upstream is not asked: %s is there.", d.files)
 	} else if err := d.asked(ctx); err != nil {
 		return err
+	}
+	if d.runs == 0 {
+		return nil
 	}
 	if err := d.serveArchive(ctx); err != nil {
 		return err
 	}
-	t.step("An archive of it on this machine, medians of " + fmt.Sprint(downloadRuns))
-	for range downloadRuns {
+	d.t.step("An archive of it on this machine, medians of " + fmt.Sprint(d.runs))
+	for range d.runs {
 		if err := d.round(ctx); err != nil {
 			return err
 		}

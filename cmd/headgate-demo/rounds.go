@@ -33,13 +33,13 @@ func (d *downloads) round(ctx context.Context) error {
 
 func (d *downloads) measure(ctx context.Context, w way) error {
 	_, took, err := d.goes(ctx, w, "mod", "download")
-	d.runs[w.name] = append(d.runs[w.name], took)
+	d.times[w.name] = append(d.times[w.name], took)
 	return err
 }
 
 // middle is the median of a way's runs.
 func (d *downloads) middle(name string) time.Duration {
-	runs := slices.Sorted(slices.Values(d.runs[name]))
+	runs := slices.Sorted(slices.Values(d.times[name]))
 	return runs[len(runs)/2]
 }
 
@@ -59,7 +59,7 @@ func (d *downloads) table() {
 		{"through the gateway, warm", "on", "warm", "direct", ""},
 		{"through the gateway, warm", "off", "warm off", "direct off", ""},
 	} {
-		runs := d.runs[row.name]
+		runs := d.times[row.name]
 		beside, by := "", ""
 		if row.beside != "" {
 			beside, by = seconds(d.middle(row.beside)), fmt.Sprintf("%.2f", ratio(d.middle(row.name), d.middle(row.beside)))

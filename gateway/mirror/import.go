@@ -348,6 +348,7 @@ func (i *intake) vouch(ctx context.Context, v module.Version) (sums, error) {
 // vouched asks the public database: what of it the source carries, then what
 // is stored, then itself.
 func (i *intake) vouched(ctx context.Context, v module.Version) (sums, error) {
+	var offered error // why the source's own record is of no use
 	if i.public != nil {
 		zip, mod, err := i.public.Sums(ctx, v)
 		if err == nil {
@@ -356,13 +357,16 @@ func (i *intake) vouched(ctx context.Context, v module.Version) (sums, error) {
 		if errors.Is(err, sumdb.ErrSecurity) || i.bundle && !errors.Is(err, fs.ErrNotExist) {
 			return sums{}, err
 		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			offered = err
+		}
 	}
 	if !i.alone {
 		return i.m.sums(ctx, v)
 	}
 	r, err := i.m.vouches.Record(WithCachedOnly(ctx), v)
 	if err != nil {
-		return sums{}, fmt.Errorf("%w: its record is not at hand, and nobody may be asked", ErrSumdb)
+		return sums{}, errors.Join(fmt.Errorf("%w: its record is not at hand, and nobody may be asked", ErrSumdb), offered)
 	}
 	return sums{r.Zip, r.Mod}, nil
 }

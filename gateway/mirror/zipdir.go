@@ -62,7 +62,7 @@ func checkDirectory(file string) error {
 	case d.offset > d.end || d.end-d.offset != d.size:
 		return errors.New("its list of files is not where it is declared")
 	}
-	return d.walk(bufio.NewReader(io.NewSectionReader(f, int64(d.offset), info.Size()-int64(d.offset)))) //nolint:gosec // the offset is below the file's size
+	return d.walk(bufio.NewReader(io.NewSectionReader(f, int64(d.offset), info.Size()-int64(d.offset))))
 }
 
 // findDirectory reads the end records as archive/zip does.
@@ -79,7 +79,7 @@ func findDirectory(r io.ReaderAt, size int64) (directory, error) {
 	b := tail[i:]
 	d := directory{
 		records: uint64(binary.LittleEndian.Uint16(b[10:])), size: uint64(binary.LittleEndian.Uint32(b[12:])),
-		offset: uint64(binary.LittleEndian.Uint32(b[16:])), end: uint64(at), //nolint:gosec // at is within the file
+		offset: uint64(binary.LittleEndian.Uint32(b[16:])), end: uint64(at),
 	}
 	return d, d.find64(r, at)
 }
@@ -102,12 +102,12 @@ func (d *directory) find64(r io.ReaderAt, at int64) error {
 	if _, err := r.ReadAt(b, where); err != nil {
 		return err
 	}
-	if string(b[:4]) != end64Signature || binary.LittleEndian.Uint64(loc[8:]) != uint64(where) { //nolint:gosec // where is within the file
+	if string(b[:4]) != end64Signature || binary.LittleEndian.Uint64(loc[8:]) != uint64(where) {
 		return errors.New("its zip64 records are not where they are declared")
 	}
 	small := *d
 	d.records, d.size, d.offset = binary.LittleEndian.Uint64(b[32:]), binary.LittleEndian.Uint64(b[40:]), binary.LittleEndian.Uint64(b[48:])
-	d.end = uint64(where) //nolint:gosec // where is within the file
+	d.end = uint64(where)
 	if small.records != min(d.records, 0xffff) || small.size != min(d.size, 0xffffffff) || small.offset != min(d.offset, 0xffffffff) {
 		// archive/zip's writer puts the largest number into all three.
 		if small.records != 0xffff || small.size != 0xffffffff || small.offset != 0xffffffff {
@@ -127,7 +127,7 @@ func (d *directory) walk(r *bufio.Reader) error {
 		}
 		n := int(binary.LittleEndian.Uint16(header[28:]))
 		rest := int(binary.LittleEndian.Uint16(header[30:])) + int(binary.LittleEndian.Uint16(header[32:]))
-		if read += uint64(entryLen + n + rest); read > d.size || records >= d.records { //nolint:gosec // three 16-bit numbers
+		if read += uint64(entryLen + n + rest); read > d.size || records >= d.records {
 			return errors.New("its list of files is longer than declared")
 		}
 		if n > maxName {

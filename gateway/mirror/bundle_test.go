@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -195,9 +196,17 @@ func TestTamperedBundles(t *testing.T) {
 		change func([]entry) []entry
 		honest bool // the manifest is made to fit
 	}{
-		"one byte of a zip":              {flip("m1/@v/v1.0.0.zip"), false},
-		"one byte of a zip, manifest":    {flip("m1/@v/v1.0.0.zip"), true},
-		"one byte of a mod, manifest":    {flip("m1/@v/v1.0.0.mod"), true},
+		"one byte of a zip":           {flip("m1/@v/v1.0.0.zip"), false},
+		"one byte of a zip, manifest": {flip("m1/@v/v1.0.0.zip"), true},
+		"one byte of a mod, manifest": {flip("m1/@v/v1.0.0.mod"), true},
+		"one byte of an info": {func(all []entry) []entry { // whose time no checksum covers
+			for i := range all {
+				if strings.HasSuffix(all[i].Name, "m1/@v/v1.0.0.info") {
+					all[i].body = bytes.Replace(all[i].body, []byte("2024"), []byte("2025"), 1)
+				}
+			}
+			return all
+		}, false},
 		"one byte of a tile":             {flip("8/0/000.p/4"), false},
 		"one byte of a tile, manifest":   {flip(public + "tile/8/0/000.p/4"), true},
 		"one byte of a record, manifest": {flip(public + "lookup/example.com/m1@v1.0.0"), true},
@@ -227,7 +236,10 @@ func TestTamperedBundles(t *testing.T) {
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			refused(t, up, repack(t, tt.change(append([]entry(nil), whole...)), tt.honest))
+			err := refused(t, up, repack(t, tt.change(append([]entry(nil), whole...)), tt.honest))
+			if kind := strings.Contains(fmt.Sprint(err), "is no file of a bundle"); kind != strings.Contains(hostileEntries, name) {
+				t.Errorf("Import = %v, want it refused for what it is", err)
+			}
 		})
 	}
 	t.Run("truncated", func(t *testing.T) {
@@ -251,13 +263,17 @@ func TestTamperedBundles(t *testing.T) {
 	})
 }
 
+// hostileEntries are those that are refused before a byte of them is unpacked.
+const hostileEntries = "path traversal, an absolute path, another file, a symlink, a hard link, a device"
+
 // refused wants a bundle to be refused, and nothing of it in the store.
-func refused(t *testing.T, up *mirrortest.Server, file string) {
+func refused(t *testing.T, up *mirrortest.Server, file string) error {
 	t.Helper()
 	b := offline(t, up, nil)
 	staging := t.TempDir()
-	if _, err := b.Import(t.Context(), mirror.ImportOptions{Source: file, Staging: staging}); !errors.Is(err, mirror.ErrBundle) {
-		t.Errorf("Import = %v, want ErrBundle", err)
+	_, refusal := b.Import(t.Context(), mirror.ImportOptions{Source: file, Staging: staging})
+	if !errors.Is(refusal, mirror.ErrBundle) {
+		t.Errorf("Import = %v, want ErrBundle", refusal)
 	}
 	for _, dir := range []string{filepath.Join(b.cfg.Store, "public"), filepath.Join(b.cfg.Store, "private"), staging} {
 		if err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
@@ -269,6 +285,7 @@ func refused(t *testing.T, up *mirrortest.Server, file string) {
 			t.Fatal(err)
 		}
 	}
+	return refusal
 }
 
 func TestPrivateModulesNeedTheOriginsKey(t *testing.T) {

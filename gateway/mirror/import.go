@@ -188,9 +188,9 @@ func (i *intake) tiles(ctx context.Context) error {
 
 // check verifies the files of a bundle's version where they were unpacked.
 func (i *intake) check(ctx context.Context, c *candidate) {
-	file, err := "record", error(nil)
-	var want sums
-	if want, err = i.vouch(ctx, c.Version); err == nil {
+	file := "record"
+	want, err := i.vouch(ctx, c.Version)
+	if err == nil {
 		for _, k := range []Kind{Mod, Zip, Info} {
 			name, ok := c.files[k]
 			if !ok {
@@ -220,9 +220,9 @@ func (i *intake) take(ctx context.Context, c *candidate) {
 	defer i.m.used.hold(c.Version)()
 	x := &sighting{v: c.Version}
 	done := taken{}
-	file, err := "record", error(nil)
-	var want sums
-	if want, err = i.vouch(ctx, c.Version); err == nil {
+	file := "record"
+	want, err := i.vouch(ctx, c.Version)
+	if err == nil {
 		for _, k := range []Kind{Mod, Zip, Info} {
 			if _, ok := c.files[k]; !ok {
 				continue

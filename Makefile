@@ -17,7 +17,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # What the tests use beside Go and git, as Debian packages.
-PACKAGES := gcc libc6-dev git openssh-client openssh-server postgresql systemd util-linux
+PACKAGES := chromium gcc git libc6-dev openssh-client openssh-server postgresql systemd util-linux
 
 .PHONY: build demo run test check bench soak fuzz deps packages clean
 

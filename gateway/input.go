@@ -19,7 +19,7 @@ func inputOf(p identity.Principal, t mirror.Target, v mirror.Visibility, now tim
 	in := &policy.Input{
 		Schema: policy.InputSchema,
 		Subject: policy.Subject{
-			Type: p.Subject.Type, ID: p.Subject.ID, Issuer: p.Subject.Issuer, Groups: groups, Team: p.Subject.Team, Labels: p.Subject.Labels,
+			Type: p.Subject.Type, ID: p.Subject.ID, Issuer: p.Subject.Issuer, Groups: groups, Team: p.Subject.Team, Labels: labelsOf(p.Subject),
 			Authn: policy.Authn{Method: p.Subject.Method, Assurance: p.Subject.Assurance},
 		},
 		Device: policy.Device{
@@ -36,6 +36,29 @@ func inputOf(p identity.Principal, t mirror.Target, v mirror.Visibility, now tim
 		}
 	}
 	return in
+}
+
+// labelsOf are the subject's labels. What a provider says of a job beside its repository stands among them, under names
+// that no configured label takes.
+func labelsOf(sub identity.Subject) map[string]string {
+	ci := sub.CI
+	if ci == nil {
+		return sub.Labels
+	}
+	labels := map[string]string{}
+	for name, value := range map[string]string{
+		"ci_owner_id": ci.OwnerID, "ci_environment": ci.Environment, "ci_event": ci.Event, "ci_workflow": ci.Workflow, "ci_pod": ci.Pod,
+	} {
+		if value != "" {
+			labels[name] = value
+		}
+	}
+	for name, value := range sub.Labels {
+		if _, taken := labels[name]; !taken {
+			labels[name] = value
+		}
+	}
+	return labels
 }
 
 // postureOf is what feeds report of a device, without the values themselves.

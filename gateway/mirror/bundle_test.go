@@ -288,6 +288,29 @@ func refused(t *testing.T, up *mirrortest.Server, file string) error {
 	return refusal
 }
 
+func TestForgedRecordOfAForgedModule(t *testing.T) {
+	src, up := filled(t, 3)
+	all := entries(t, exported(t, src, "all.tar"))
+	forger := start(t, mirrortest.Start(t, module("example.com/m1", "v1.0.0")+"-- backdoor.go --\npackage m\n"), nil)
+	zip, _ := forger.must(t, "/example.com/m1/@v/v1.0.0.zip")
+	forged, _ := forger.must(t, "/sumdb/sum.example.test/lookup/example.com/m1@v1.0.0")
+	_, lines, _ := strings.Cut(forged, "\n")
+	lines, _, _ = strings.Cut(lines, "\n\n")
+	for i, e := range all {
+		switch {
+		case e.Name == "example.com/m1/@v/v1.0.0.zip":
+			all[i].body = []byte(zip)
+		case strings.HasPrefix(e.Name, "sumdb/") && strings.HasSuffix(e.Name, "lookup/example.com/m1@v1.0.0"):
+			id, rest, _ := strings.Cut(string(e.body), "\n")
+			_, head, _ := strings.Cut(rest, "\n\n")
+			all[i].body = []byte(id + "\n" + lines + "\n\n" + head)
+		}
+	}
+	if err := refused(t, up, repack(t, all, true)); !strings.Contains(fmt.Sprint(err), "the signed tree has another record") {
+		t.Errorf("Import = %v, want it to name the record", err)
+	}
+}
+
 func TestPrivateModulesNeedTheOriginsKey(t *testing.T) {
 	_, up := filled(t, 0)
 	route := []mirror.PrivateRoute{{Patterns: []string{"corp.example/*"}}}

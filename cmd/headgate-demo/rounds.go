@@ -33,8 +33,12 @@ func (d *downloads) round(ctx context.Context) error {
 
 func (d *downloads) measure(ctx context.Context, w way) error {
 	_, took, err := d.goes(ctx, w, "mod", "download")
+	if err != nil {
+		return err
+	}
 	d.times[w.name] = append(d.times[w.name], took)
-	return err
+	d.t.say("%-10s %s", w.name, seconds(took))
+	return nil
 }
 
 // middle is the median of a way's runs.

@@ -116,7 +116,8 @@ func TestGrantThatIsNotAllowed(t *testing.T) {
 		if _, word := poll(t, s, "unknown"); word != "invalid_grant" {
 			t.Errorf("unknown device code: %q", word)
 		}
-		if _, err := s.DraftGranted(t.Context(), "grafana", late.DeviceCode, request()); err == nil || err.(*identity.Error).OAuth() != "invalid_client" {
+		_, err = s.DraftGranted(t.Context(), "grafana", late.DeviceCode, request())
+		if e, ok := errors.AsType[*identity.Error](err); !ok || e.OAuth() != "invalid_client" {
 			t.Errorf("another client: %v", err)
 		}
 		time.Sleep(5 * time.Minute)

@@ -43,7 +43,7 @@ var soleUsers = map[string][]string{
 	"github.com/open-policy-agent/opa":    {"policy", "policies"},
 	"github.com/golang-jwt/jwt":           {"identity"},
 	"github.com/coreos/go-oidc":           {"identity"},
-	"golang.org/x/oauth2":                 {"identity", "identity/identitytest"},
+	"golang.org/x/oauth2":                 {"identity", "identity/identitytest", "cmd/headgate-demo"},
 	"github.com/zitadel/oidc":             {"gateway/mirror/mirrortest", "identity/identitytest"},
 	"github.com/pressly/goose":            {"identity", "gateway/mirror"},
 	"github.com/spf13/cobra":              {"cmd/headgate"},

@@ -39,7 +39,8 @@ type downloads struct {
 	token     string
 	archive   static
 	nginx     static
-	times     map[string][]time.Duration
+	times     map[string][]time.Duration // by way
+	traffic   map[string]traffic         // of the last run of a way
 	runs      int
 	real      map[string]time.Duration
 }
@@ -48,6 +49,7 @@ type downloads struct {
 // the gateway; all else goes to an archive of what came.
 func download(ctx context.Context, d *downloads) (err error) {
 	d.files = cmp.Or(d.files, filepath.Join(d.dir, "archive-files"))
+	d.traffic = map[string]traffic{}
 	d.times, d.real = map[string][]time.Duration{}, map[string]time.Duration{}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -31,8 +32,13 @@ func (d *downloads) round(ctx context.Context) error {
 	return d.measure(ctx, d.nginx.from("nginx off", "off"))
 }
 
-func (d *downloads) measure(ctx context.Context, w way) error {
-	_, took, err := d.goes(ctx, w, "mod", "download")
+// measure runs a way once, and notes its time and what the archive was asked for meanwhile.
+func (d *downloads) measure(ctx context.Context, w way) (err error) {
+	var took time.Duration
+	d.traffic[w.name], err = d.during(func() error {
+		_, took, err = d.goes(ctx, w, "mod", "download")
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -78,64 +84,61 @@ func (d *downloads) table() {
 		seconds(d.real["cold"]), seconds(d.real["direct"]), ratio(d.real["cold"], d.real["direct"]))
 }
 
+// A traffic is what the archive was asked for, and the bytes of modules that it sent.
+type traffic struct {
+	tally
+	bytes int64
+}
+
+func (t traffic) String() string {
+	return fmt.Sprintf("%s, %.1f MB of modules", t.tally, float64(t.bytes)/1e6)
+}
+
 // counted says what the archive was asked for: a cold download costs what a straight one does, a warm one nothing, and
 // who asks for go.mod files alone causes no zip.
 func (d *downloads) counted(ctx context.Context) error {
 	d.t.step("What the archive was asked for")
-	straight, straightBytes, err := d.during(ctx, d.archive.from("direct", publicSumdb), "mod", "download")
+	straight, cold, warm := d.traffic["direct"], d.traffic["cold"], d.traffic["warm"]
+	d.t.say("straight:                  %s", straight)
+	d.t.say("through the gateway, cold: %s", cold)
+	part := float64(cold.bytes) / float64(straight.bytes)
+	err := errors.Join(
+		d.t.claims(cold.zip == d.modules && part <= 1.02, "each zip was fetched once, and the bytes of modules are %.3f of straight (target 1.02)", part),
+		d.t.claims(warm.all == 0, "warm, the archive was asked for nothing: %s", warm.tally),
+		d.fresh(ctx, d.fromArchive()))
 	if err != nil {
 		return err
 	}
-	if err := d.fresh(ctx, d.fromArchive()); err != nil {
+	graph, err := d.during(func() error {
+		_, _, err := d.goes(ctx, d.through("cold", publicSumdb), "mod", "graph")
 		return err
-	}
-	graph, _, err := d.during(ctx, d.through("cold", publicSumdb), "mod", "graph")
+	})
 	if err != nil {
 		return err
 	}
-	if err := d.t.claims(graph.zip == 0 && graph.mod >= d.modules, "go mod graph through a cold gateway: %s, no zip", graph); err != nil {
-		return err
-	}
-	if err := d.fresh(ctx, d.fromArchive()); err != nil {
-		return err
-	}
-	cold, coldBytes, err := d.during(ctx, d.through("cold", publicSumdb), "mod", "download")
-	if err != nil {
-		return err
-	}
-	d.t.say("straight:                  %s, %.1f MB of modules", straight, float64(straightBytes)/1e6)
-	d.t.say("through the gateway, cold: %s, %.1f MB of modules", cold, float64(coldBytes)/1e6)
-	part := float64(coldBytes) / float64(straightBytes)
-	if err := d.t.claims(cold.zip == d.modules && part <= 1.02, "each zip was fetched once, and the bytes of modules are %.3f of straight (target 1.02)", part); err != nil {
-		return err
-	}
-	warm, _, err := d.during(ctx, d.through("warm", publicSumdb), "mod", "download")
-	if err != nil {
-		return err
-	}
-	return d.t.claims(warm.all == 0, "warm, the archive was asked for nothing: %s", warm)
+	return d.t.claims(graph.zip == 0 && graph.mod >= d.modules, "go mod graph through a cold gateway: %s, no zip", graph.tally)
 }
 
-// during runs the go command and gives what the archive was asked for meanwhile.
-func (d *downloads) during(ctx context.Context, w way, args ...string) (tally, int64, error) {
-	before, err := os.ReadFile(d.log())
+// during does something and gives what the archive was asked for meanwhile.
+func (d *downloads) during(do func() error) (traffic, error) {
+	before, err := os.Stat(d.log())
 	if err == nil {
-		_, _, err = d.goes(ctx, w, args...)
+		err = do()
 	}
 	if err != nil {
-		return tally{}, 0, err
+		return traffic{}, err
 	}
 	log, err := os.ReadFile(d.log())
 	if err != nil {
-		return tally{}, 0, fmt.Errorf("reading the archive's log: %w", err)
+		return traffic{}, fmt.Errorf("reading the archive's log: %w", err)
 	}
-	log = log[len(before):]
+	log = log[before.Size():]
 	asked, err := countLog(bytes.NewReader(log))
 	if err != nil {
-		return tally{}, 0, err
+		return traffic{}, err
 	}
 	sum, err := moduleBytes(bytes.NewReader(log))
-	return asked, sum, err
+	return traffic{asked, sum}, err
 }
 
 // imported fills an empty gateway from the archive's files, as an administrator would from a module cache, and serves
@@ -167,7 +170,10 @@ func (d *downloads) imported(ctx context.Context) error {
 	}
 	d.t.shows(out)
 	d.t.say("%.0f MB of zips in %s: %.0f MB/s", float64(bytes)/1e6, seconds(took), float64(bytes)/1e6/took.Seconds())
-	served, _, err := d.during(ctx, d.through("imported", publicSumdb), "mod", "download")
+	served, err := d.during(func() error {
+		_, _, err := d.goes(ctx, d.through("imported", publicSumdb), "mod", "download")
+		return err
+	})
 	if err != nil {
 		return err
 	}

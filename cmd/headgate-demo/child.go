@@ -106,12 +106,21 @@ func (c *child) stop() error {
 
 // command runs a program to its end and returns what it printed, both streams together.
 func command(ctx context.Context, dir string, env []string, program string, args ...string) (string, error) {
+	out, _, err := counting(ctx, dir, env, program, args...)
+	return out, err
+}
+
+// counting is command that also gives the CPU time that the program and its own children took.
+func counting(ctx context.Context, dir string, env []string, program string, args ...string) (string, time.Duration, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.Env = dir, env
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
-	return string(out), err
+	if cmd.ProcessState == nil {
+		return string(out), 0, err
+	}
+	return string(out), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), err
 }
 
 // keepEnv copies the named variables of this process, those that are set.

@@ -39,10 +39,10 @@ type downloads struct {
 	token     string
 	archive   static
 	nginx     static
-	times     map[string][]time.Duration // by way
-	traffic   map[string]traffic         // of the last run of a way
+	times     map[string][]goRun // by way
+	traffic   map[string]traffic // of the last run of a way
 	runs      int
-	real      map[string]time.Duration
+	real      map[string]goRun
 }
 
 // download prints the table. The machine's own upstream is asked twice for everything, once straight and once through
@@ -50,7 +50,7 @@ type downloads struct {
 func download(ctx context.Context, d *downloads) (err error) {
 	d.files = cmp.Or(d.files, filepath.Join(d.dir, "archive-files"))
 	d.traffic = map[string]traffic{}
-	d.times, d.real = map[string][]time.Duration{}, map[string]time.Duration{}
+	d.times, d.real = map[string][]goRun{}, map[string]goRun{}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if err := d.open(ctx); err != nil {
 		return err
@@ -172,32 +172,51 @@ type way struct {
 	keep      string // folder to which the module cache's download folder goes afterwards, "" drops it
 }
 
-// goes runs the go command in the project with an empty module cache, and gives what it printed and how long it took.
-func (d *downloads) goes(ctx context.Context, w way, args ...string) (out string, took time.Duration, err error) {
+// A goRun is one go command: what it printed, how long it took, and the CPU time of it and of the gateway meanwhile,
+// which says more where other work takes the machine.
+type goRun struct {
+	out                   string
+	took, client, gateway time.Duration
+}
+
+// goes runs the go command in the project with an empty module cache.
+func (d *downloads) goes(ctx context.Context, w way, args ...string) (r goRun, err error) {
 	dir, err := os.MkdirTemp(d.fast, "project-")
 	if err != nil {
-		return "", 0, fmt.Errorf("making a project: %w", err)
+		return goRun{}, fmt.Errorf("making a project: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	p := &project{dir: dir, env: append(append(keepEnv("PATH", "TMPDIR"), w.env...),
-		"HOME="+d.fast, "GOSUMDB="+w.sumdb, "GOFLAGS=-modcacherw -mod=mod", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN="+cmp.Or(w.toolchain, "local"), "GOVCS=*:off",
-		"GOPATH="+filepath.Join(dir, "gopath"), "GOMODCACHE="+filepath.Join(dir, "modcache"), "GOCACHE="+filepath.Join(d.dir, "gocache"))}
+		"HOME="+d.fast, "GOSUMDB="+w.sumdb, "GOFLAGS=-modcacherw -mod=mod", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN="+cmp.Or(w.toolchain, "local"),
+		"GOVCS=*:off", "GOPATH="+filepath.Join(dir, "gopath"), "GOMODCACHE="+filepath.Join(dir, "modcache"), "GOCACHE="+filepath.Join(d.dir, "gocache"))}
 	if err := os.WriteFile(filepath.Join(dir, "go.mod"), d.goMod, 0o600); err != nil {
-		return "", 0, fmt.Errorf("making a project: %w", err)
+		return goRun{}, fmt.Errorf("making a project: %w", err)
 	}
-	out, took, err = p.goes(ctx, args...)
+	before, start := d.gatewayTime(), time.Now()
+	r.out, r.client, err = counting(ctx, p.dir, p.env, "go", args...)
+	r.took, r.gateway = time.Since(start), d.gatewayTime()-before
 	if err != nil {
-		return "", 0, fmt.Errorf("running go %s %s: %w\n%s", strings.Join(args, " "), w.name, err, out)
+		return goRun{}, fmt.Errorf("running go %s %s: %w\n%s", strings.Join(args, " "), w.name, err, r.out)
 	}
 	if n, _ := p.zips(); slices.Contains(args, "download") && n != d.modules {
-		return "", 0, fmt.Errorf("%w: %d modules came %s, want %d", errClaim, n, w.name, d.modules)
+		return goRun{}, fmt.Errorf("%w: %d modules came %s, want %d", errClaim, n, w.name, d.modules)
 	}
 	if w.keep != "" {
 		if err := os.CopyFS(w.keep, os.DirFS(filepath.Join(p.cache(), "cache", "download"))); err != nil {
-			return "", 0, fmt.Errorf("keeping what came: %w", err)
+			return goRun{}, fmt.Errorf("keeping what came: %w", err)
 		}
 	}
-	return out, took, nil
+	return r, nil
+}
+
+// gatewayTime is the gateway's CPU time so far, 0 where none runs.
+func (d *downloads) gatewayTime() time.Duration {
+	if d.gate.process == nil {
+		return 0
+	}
+	// A gateway that is gone makes the run fail, which says more.
+	used, _ := cpuTime(d.gate.process.cmd.Process.Pid)
+	return used
 }
 
 // through is the way to the gateway.
@@ -210,13 +229,13 @@ func (d *downloads) asked(ctx context.Context) (err error) {
 	d.t.step("The machine's own upstream, once straight and once through the gateway")
 	env := keepEnv("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
 	straight := way{name: "straight", sumdb: publicSumdb, keep: d.files, env: append(env, "GOPROXY="+d.upstream)}
-	if _, d.real["direct"], err = d.goes(ctx, straight, "mod", "download"); err != nil {
+	if d.real["direct"], err = d.goes(ctx, straight, "mod", "download"); err != nil {
 		return err
 	}
 	if err := d.fresh(ctx, fmt.Sprintf("mirror: {upstreams: [%q]}\n", d.upstream)); err != nil {
 		return err
 	}
-	if _, d.real["cold"], err = d.goes(ctx, d.through("cold", publicSumdb), "mod", "download"); err != nil {
+	if d.real["cold"], err = d.goes(ctx, d.through("cold", publicSumdb), "mod", "download"); err != nil {
 		return err
 	}
 	n, err := d.gate.upstreamRequests(ctx)
@@ -227,7 +246,7 @@ func (d *downloads) asked(ctx context.Context) (err error) {
 		return err
 	}
 	d.t.say("straight %s; through the gateway, cold, %s: %.2f (target 1.10); it sent %d requests upstream.",
-		seconds(d.real["direct"]), seconds(d.real["cold"]), ratio(d.real["cold"], d.real["direct"]), n)
+		seconds(d.real["direct"].took), seconds(d.real["cold"].took), ratio(d.real["cold"].took, d.real["direct"].took), n)
 	return nil
 }
 
@@ -238,11 +257,11 @@ const anotherRelease = "go1.25.0"
 func (d *downloads) switched(ctx context.Context) error {
 	w := d.through("to another Go release", publicSumdb)
 	w.toolchain = anotherRelease
-	out, took, err := d.goes(ctx, w, "version")
+	r, err := d.goes(ctx, w, "version")
 	if err != nil {
 		return err
 	}
-	return d.t.claims(strings.Contains(out, anotherRelease+" "), "GOTOOLCHAIN=%s go version works through the gateway, in %s", anotherRelease, seconds(took))
+	return d.t.claims(strings.Contains(r.out, anotherRelease+" "), "GOTOOLCHAIN=%s go version works through the gateway, in %s", anotherRelease, seconds(r.took))
 }
 
 func (d *downloads) log() string { return filepath.Join(d.dir, "archive-requests.log") }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,28 +35,30 @@ func (d *downloads) round(ctx context.Context) error {
 
 // measure runs a way once, and notes its time and what the archive was asked for meanwhile.
 func (d *downloads) measure(ctx context.Context, w way) (err error) {
-	var took time.Duration
+	var run goRun
 	d.traffic[w.name], err = d.during(func() error {
-		_, took, err = d.goes(ctx, w, "mod", "download")
+		run, err = d.goes(ctx, w, "mod", "download")
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	d.times[w.name] = append(d.times[w.name], took)
-	d.t.say("%-10s %s", w.name, seconds(took))
+	d.times[w.name] = append(d.times[w.name], run)
+	d.t.say("%-10s %s (CPU: client %s, gateway %s)", w.name, seconds(run.took), seconds(run.client), seconds(run.gateway))
 	return nil
 }
 
 // middle is the median of a way's runs.
-func (d *downloads) middle(name string) time.Duration {
-	runs := slices.Sorted(slices.Values(d.times[name]))
+func (d *downloads) middle(name string) goRun {
+	runs := slices.SortedFunc(slices.Values(d.times[name]), byTime)
 	return runs[len(runs)/2]
 }
 
+func byTime(a, b goRun) int { return cmp.Compare(a.took, b.took) }
+
 // table prints the medians and what the gateway may cost (BENCH: B6 and B7).
 func (d *downloads) table() {
-	fmt.Fprintf(d.t.out, "\n| go mod download, %d modules | checksum database | time | beside | ratio | target |\n|---|---|---|---|---|---|\n", d.modules)
+	fmt.Fprintf(d.t.out, "\n| go mod download, %d modules | checksum database | time | CPU client · gateway | beside | ratio | target |\n|---|---|---|---|---|---|---|\n", d.modules)
 	for _, row := range []struct {
 		what, sumdb, name, beside, target string
 	}{
@@ -69,19 +72,25 @@ func (d *downloads) table() {
 		{"through the gateway, warm", "on", "warm", "direct", ""},
 		{"through the gateway, warm", "off", "warm off", "direct off", ""},
 	} {
-		runs := d.times[row.name]
+		runs, m := d.times[row.name], d.middle(row.name)
 		beside, by := "", ""
 		if row.beside != "" {
-			beside, by = seconds(d.middle(row.beside)), fmt.Sprintf("%.2f", ratio(d.middle(row.name), d.middle(row.beside)))
+			other := d.middle(row.beside)
+			beside, by = seconds(other.took), fmt.Sprintf("%.2f", ratio(m.took, other.took))
 		}
-		fmt.Fprintf(d.t.out, "| %s | %s | %s [%s–%s] | %s | %s | %s |\n", row.what, row.sumdb, seconds(d.middle(row.name)),
-			seconds(slices.Min(runs)), seconds(slices.Max(runs)), beside, by, row.target)
+		gateway := "–"
+		if row.beside != "" {
+			gateway = seconds(m.gateway)
+		}
+		fmt.Fprintf(d.t.out, "| %s | %s | %s [%s–%s] | %s · %s | %s | %s | %s |\n", row.what, row.sumdb, seconds(m.took),
+			seconds(slices.MinFunc(runs, byTime).took), seconds(slices.MaxFunc(runs, byTime).took), seconds(m.client), gateway, beside, by, row.target)
 	}
 	if len(d.real) == 0 {
 		return
 	}
-	fmt.Fprintf(d.t.out, "| the machine's own upstream: B6 through the gateway, cold, once | on | %s | %s | %.2f | 1.10 |\n\n",
-		seconds(d.real["cold"]), seconds(d.real["direct"]), ratio(d.real["cold"], d.real["direct"]))
+	fmt.Fprintf(d.t.out, "| the machine's own upstream: B6 through the gateway, cold, once | on | %s | %s · %s | %s | %.2f | 1.10 |\n\n",
+		seconds(d.real["cold"].took), seconds(d.real["cold"].client), seconds(d.real["cold"].gateway),
+		seconds(d.real["direct"].took), ratio(d.real["cold"].took, d.real["direct"].took))
 }
 
 // A traffic is what the archive was asked for, and the bytes of modules that it sent.
@@ -110,7 +119,7 @@ func (d *downloads) counted(ctx context.Context) error {
 		return err
 	}
 	graph, err := d.during(func() error {
-		_, _, err := d.goes(ctx, d.through("cold", publicSumdb), "mod", "graph")
+		_, err := d.goes(ctx, d.through("cold", publicSumdb), "mod", "graph")
 		return err
 	})
 	if err != nil {
@@ -171,7 +180,7 @@ func (d *downloads) imported(ctx context.Context) error {
 	d.t.shows(out)
 	d.t.say("%.0f MB of zips in %s: %.0f MB/s", float64(bytes)/1e6, seconds(took), float64(bytes)/1e6/took.Seconds())
 	served, err := d.during(func() error {
-		_, _, err := d.goes(ctx, d.through("imported", publicSumdb), "mod", "download")
+		_, err := d.goes(ctx, d.through("imported", publicSumdb), "mod", "download")
 		return err
 	})
 	if err != nil {

@@ -48,6 +48,14 @@ const devicesCSV = "id,owner,serial,spki,platform,managed,shared,observed_at,dis
 
 func newFleet(t testing.TB, edit ...func(*fleet, *identity.Config)) *fleet {
 	t.Helper()
+	f := newIdleFleet(t, edit...)
+	f.run(t)
+	return f
+}
+
+// newIdleFleet is one that does not run yet.
+func newIdleFleet(t testing.TB, edit ...func(*fleet, *identity.Config)) *fleet {
+	t.Helper()
 	f := &fleet{corp: identitytest.NewCA(t, "corp"), lab: identitytest.NewCA(t, "lab"), files: t.TempDir()}
 	f.balancer = identitytest.NewCA(t, "balancers").Issue(t, identitytest.Leaf{Subject: pkix.Name{CommonName: "balancer"}})
 	f.crl(t, identitytest.List{})
@@ -65,7 +73,6 @@ func newFleet(t testing.TB, edit ...func(*fleet, *identity.Config)) *fleet {
 		e(f, &cfg)
 	}
 	f.bench = newBenchOf(t, cfg, hello)
-	f.run(t)
 	return f
 }
 

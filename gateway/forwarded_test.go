@@ -141,7 +141,7 @@ func TestT26ForwardedTargetsAreIgnored(t *testing.T) {
 func TestT28ClientHeadersStayHere(t *testing.T) {
 	var mu sync.Mutex
 	var seen []string
-	f := newFleet(t)
+	f := newIdleFleet(t)
 	trap := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -150,12 +150,13 @@ func TestT28ClientHeadersStayHere(t *testing.T) {
 		}
 		f.upstream.ServeHTTP(w, r)
 	}))
-	defer trap.Close()
+	t.Cleanup(trap.Close)
 	m, err := mirror.New(t.Context(), mirror.Config{Upstreams: []string{trap.URL}, Sumdb: []string{f.upstream.Key()}, Store: t.TempDir()},
 		mirror.Options{Logger: slog.New(slog.DiscardHandler), DB: statetest.OpenDB(t), State: t.TempDir(), Host: "localhost"})
 	must(t, err)
-	defer m.Close()
+	t.Cleanup(func() { m.Close() })
 	f.Server.mirror = m
+	f.run(t)
 	c := f.client(t, f.corp.Issue(t, device("d1")))
 	f.wantServed(t, f.get(t, c, "User-Agent: canary", "X-Canary: canary", "Headgate-Decision: canary", "Cookie: canary=1", "If-None-Match: canary",
 		"Forwarded: for=canary", "X-Forwarded-For: canary", "Via: canary", "Traceparent: canary"))

@@ -31,6 +31,7 @@ const (
 	fleetIdle       = 5 * time.Minute
 	listenAgain     = time.Second
 	maxDatabaseFile = 64 << 10
+	fileConns       = 16 // of SQLite: which of many that wait for the lock gets it is chance, and each waits 10 s at most
 )
 
 // A database is the state database: SQLite, or a fleet's PostgreSQL.
@@ -88,6 +89,7 @@ func openFile(file string) (*sql.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the state database %s: %w", file, err)
 	}
+	db.SetMaxOpenConns(fileConns)
 	return db, nil
 }
 

@@ -23,6 +23,9 @@ import (
 // variable names the server for a test binary that OnPostgres runs again.
 const variable = "HEADGATE_TEST_POSTGRES"
 
+// fileConns is how many connections an SQLite file has at most: those that wait to write there are served by chance.
+const fileConns = 16
+
 // URL is the PostgreSQL server of this run, or "" where tests use SQLite.
 func URL() string { return os.Getenv(variable) }
 
@@ -38,7 +41,9 @@ func OpenDB(tb testing.TB) *sql.DB {
 // OpenFile opens a SQLite file as the gateway does.
 func OpenFile(tb testing.TB, file string) *sql.DB {
 	tb.Helper()
-	return open(tb, "sqlite", "file:"+file+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate")
+	db := open(tb, "sqlite", "file:"+file+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate")
+	db.SetMaxOpenConns(fileConns)
+	return db
 }
 
 func open(tb testing.TB, driver, dsn string) *sql.DB {

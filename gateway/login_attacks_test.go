@@ -226,7 +226,7 @@ func (b *bench) grant(tb testing.TB, terminal *browser, host string) map[string]
 	tb.Helper()
 	terminal.do("POST", "/-/oauth/device_authorization", url.Values{"client_id": {identity.ClientCLI}, "host": {host}})
 	var asked map[string]any
-	must(tb, json.Unmarshal([]byte(terminal.last.Body.String()), &asked))
+	must(tb, json.Unmarshal(terminal.last.Body.Bytes(), &asked))
 	if terminal.last.Code != http.StatusOK {
 		tb.Fatalf("device authorization: %d %v", terminal.last.Code, asked)
 	}

@@ -94,7 +94,7 @@ func FuzzForwardedIdentity(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string) {
 		want := ForwardedIdentity(name)
 		for _, other := range []string{strings.ReplaceAll(name, "-", "_"), strings.ToLower(name), http.CanonicalHeaderKey(name)} {
-			if strings.ToLower(name) == strings.ToLower(other) || strings.ContainsAny(name, "-_") {
+			if strings.EqualFold(name, other) || strings.ContainsAny(name, "-_") {
 				if got := ForwardedIdentity(other); got != want {
 					t.Errorf("%q is %t, %q is %t", name, want, other, got)
 				}

@@ -111,7 +111,8 @@ func TestSeal(t *testing.T) {
 	if got, err := p.unsealed(old, "here"); err != nil || string(got) != "secret" {
 		t.Errorf("unsealed after a rotation: %q, %v", got, err)
 	}
-	if old == p.sealed([]byte("secret"), "here") || p.sealed([]byte("secret"), "here") == p.sealed([]byte("secret"), "here") {
+	once := p.sealed([]byte("secret"), "here")
+	if again := p.sealed([]byte("secret"), "here"); again == once || again == old {
 		t.Error("what is sealed twice is alike")
 	}
 	for name, text := range map[string]string{"another version": "2" + old[1:], "no version": old[1:], "unknown version": "3" + old[1:], "cut": old[:len(old)-2], "empty": "", "changed": old[:9] + map[bool]string{true: "B", false: "A"}[old[9] == 'A'] + old[10:]} {

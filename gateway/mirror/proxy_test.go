@@ -293,8 +293,12 @@ func TestProxyConfig(t *testing.T) {
 	errs := mirror.Config{
 		Mode: "proxy", Offline: true, Store: dir, Upstreams: []string{"https://a.example|http://127.0.0.1:1", "https://u:p@c.example"},
 		UpstreamHosts: []mirror.UpstreamHost{
-			{Host: "a.example", CredentialFile: "f"}, {Host: "b.example", CAFile: "f"}, {Host: "a b"}, {Host: "a.example"},
-			{Host: "127.0.0.1:1", CredentialFile: "f"}, {Host: "c.example", CredentialFile: "f"},
+			{Host: "a.example", CredentialFile: "f"},
+			{Host: "b.example", CAFile: "f"},
+			{Host: "a b"},
+			{Host: "a.example"},
+			{Host: "127.0.0.1:1", CredentialFile: "f"},
+			{Host: "c.example", CredentialFile: "f"},
 		},
 		Private: []mirror.PrivateRoute{
 			{Patterns: []string{"x.example"}, Hosts: []string{"git.example"}},

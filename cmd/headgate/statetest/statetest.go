@@ -81,7 +81,7 @@ func OnPostgres(t *testing.T, run string) {
 		return // this is that run
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+run, "-test.count=1")
-	cmd.Env = append(os.Environ(), variable+"="+Start(t).URL)
+	cmd.Env = append(os.Environ(), variable+"="+Start(t).URL) //nolint:forbidigo // it is this binary, as it runs now
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("on PostgreSQL: %v\n%s", err, out)

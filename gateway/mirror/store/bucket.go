@@ -190,7 +190,7 @@ func (f *object) ReadAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, said("reading", f.name, err)
 	}
-	defer r.Close()
+	defer r.Close() //nolint:errcheck // it was read only
 	n, err := io.ReadFull(r, p)
 	if errors.Is(err, io.ErrUnexpectedEOF) && off+int64(n) == f.Size() {
 		err = io.EOF

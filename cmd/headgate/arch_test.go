@@ -23,6 +23,8 @@ var imports = map[string][]string{
 	"deploy":                         {},
 	"policies":                       {},
 	"policy":                         {},
+	"policy/git":                     {},
+	"policy/git/gittest":             {},
 	"gateway":                        {"audit", "gateway/mirror", "identity", "policy"},
 	"gateway/mirror":                 {"gateway/mirror/licence", "gateway/mirror/store", "gateway/mirror/sumdb", "gateway/mirror/upstream", "gateway/mirror/vcs"},
 	"gateway/mirror/licence":         {},

@@ -471,4 +471,10 @@ func TestOAuthMetadata(t *testing.T) {
 			t.Errorf("%s is %v, want %s", key, doc[key], want)
 		}
 	}
+	if own, err := b.mirror.OwnSumdb(); err != nil || own == "" || doc["headgate_gosumdb"] != own {
+		t.Errorf("headgate_gosumdb is %v, want %s %v", doc["headgate_gosumdb"], own, err)
+	}
+	if alias, ok := doc["mtls_endpoint_aliases"]; ok {
+		t.Errorf("without a listener of devices there is %v", alias)
+	}
 }

@@ -82,19 +82,29 @@ func (s *Server) ownToken(x *exchange, form url.Values) (identity.Token, *identi
 	return t, &p, err
 }
 
-// oauthMetadata describes this authorization server (RFC 8414, section 2). It stands below /-/, since all else is modules'.
+// oauthMetadata describes this authorization server (RFC 8414, section 2), and what a client sets up beside: where devices
+// prove themselves (RFC 8705, section 5), and the key of our own checksum database as GOSUMDB takes it. It stands below
+// /-/, since all else is modules'.
 func (s *Server) oauthMetadata(*exchange, url.Values) (func(context.Context) (any, error), error) {
 	at := strings.TrimSuffix(s.URL(), "/") + "/-"
-	return func(context.Context) (any, error) {
-		return map[string]any{
-			"issuer": at, "token_endpoint": at + "/oauth/token", "device_authorization_endpoint": at + "/oauth/device_authorization",
-			"revocation_endpoint": at + "/oauth/revoke", "introspection_endpoint": at + "/oauth/introspect",
-			"grant_types_supported":                         []string{identity.GrantDeviceCode, identity.GrantTokenExchange},
-			"response_types_supported":                      []string{},
-			"token_endpoint_auth_methods_supported":         []string{"none"},
-			"revocation_endpoint_auth_methods_supported":    []string{"none"},
-			"scopes_supported":                              []string{identity.ActionDiscover, identity.ActionMetadata, identity.ActionContent, identity.ActionMint},
-			"introspection_endpoint_auth_methods_supported": []string{"bearer"},
-		}, nil
-	}, nil
+	answer := map[string]any{
+		"issuer": at, "token_endpoint": at + "/oauth/token", "device_authorization_endpoint": at + "/oauth/device_authorization",
+		"revocation_endpoint": at + "/oauth/revoke", "introspection_endpoint": at + "/oauth/introspect",
+		"grant_types_supported":                         []string{identity.GrantDeviceCode, identity.GrantTokenExchange},
+		"response_types_supported":                      []string{},
+		"token_endpoint_auth_methods_supported":         []string{"none"},
+		"revocation_endpoint_auth_methods_supported":    []string{"none"},
+		"scopes_supported":                              []string{identity.ActionDiscover, identity.ActionMetadata, identity.ActionContent, identity.ActionMint},
+		"introspection_endpoint_auth_methods_supported": []string{"bearer"},
+	}
+	if device := strings.TrimSuffix(s.DeviceURL(), "/"); device != "" {
+		answer["tls_client_certificate_bound_access_tokens"] = true
+		answer["mtls_endpoint_aliases"] = map[string]string{
+			"token_endpoint": device + "/-/oauth/token", "introspection_endpoint": device + "/-/oauth/introspect",
+		}
+	}
+	if key, err := s.mirror.OwnSumdb(); err == nil && key != "" {
+		answer["headgate_gosumdb"] = key
+	}
+	return func(context.Context) (any, error) { return answer, nil }, nil
 }

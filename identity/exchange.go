@@ -97,6 +97,9 @@ func (s *Service) exchangeJWT(ctx context.Context, q ExchangeRequest, wanted Sco
 	if refused := s.onDevice(&p, nil, s.proveDevice(q.Request)); refused != nil {
 		return Draft{}, refused
 	}
+	if refused := s.unlocked(p); refused != nil {
+		return Draft{}, refused
+	}
 	t := Token{Class: ClassPerson, Subject: v.subject, Assurance: v.subject.Assurance, Exchanged: true, Bound: p.Device.binding()}
 	switch {
 	case v.subject.Type == Workload:
@@ -123,6 +126,9 @@ func (s *Service) exchangeToken(ctx context.Context, q ExchangeRequest, wanted S
 	by, bound, refused := s.byToken(text, []byte(q.SubjectToken), "")
 	if refused == nil {
 		refused = s.onDevice(&by, bound, s.proveDevice(q.Request))
+	}
+	if refused == nil {
+		refused = s.unlocked(by)
 	}
 	if refused != nil {
 		return Draft{}, refused

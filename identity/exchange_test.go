@@ -127,6 +127,32 @@ func TestExchangeRefused(t *testing.T) {
 	})
 }
 
+// T57 A lock stops the exchange, too: what is got during one would open doors once it is lifted.
+func TestLockStopsExchange(t *testing.T) {
+	iss := identitytest.NewIssuer(corp)
+	s := start(t, trust(iss), iss)
+	_, secret := mint(t, s, identity.TokenRequest{Class: identity.ClassPerson, Subject: alice(), Scope: identity.Scope{Modules: []string{"*"}, Actions: []string{"content", "mint"}}})
+	byToken := identity.ExchangeRequest{GrantType: identity.GrantTokenExchange, SubjectToken: secret, SubjectTokenType: identity.TypeAccessToken}
+	for name, tt := range map[string]struct {
+		object string
+		q      identity.ExchangeRequest
+	}{
+		"token of an issuer": {"u-1", exchangeOf(iss.Sign(iss.Claims("u-1", "headgate", nil)))},
+		"Headgate token":     {"alice", byToken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lock(t, s, identity.LockUser, tt.object)
+			if _, err := s.Exchange(t.Context(), tt.q); code(t, err) != identity.Locked {
+				t.Errorf("Exchange: %v, want %s", err, identity.Locked)
+			}
+			unlock(t, s, identity.LockUser, tt.object)
+			if _, err := s.Exchange(t.Context(), tt.q); err != nil {
+				t.Errorf("Exchange once unlocked: %v", err)
+			}
+		})
+	}
+}
+
 func TestChildLivesNoLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := identitytest.NewIssuer(corp)

@@ -30,11 +30,10 @@ type enrolment struct {
 // run makes a key, has it signed, and keeps both. The key is written before it is signed: a code is worth one try.
 func (e *enrolment) run(ctx context.Context) (*gateway.Enrolled, error) {
 	if e.folder == "" {
-		dir, err := os.UserConfigDir()
-		if err != nil {
-			return nil, fmt.Errorf("finding a folder for the device: %w; name one with --dir", err)
+		var err error
+		if e.folder, err = clientFolder("device"); err != nil {
+			return nil, fmt.Errorf("%w; name one with --dir", err)
 		}
-		e.folder = filepath.Join(dir, "headgate", "device")
 	}
 	key, request, err := deviceKey()
 	if err != nil {

@@ -136,7 +136,12 @@ func newSite(t *testing.T, upstream *mirrortest.Server, extra string) *site {
 // newSiteOf starts a gateway with a whole configuration.
 func newSiteOf(t *testing.T, upstream *mirrortest.Server, config string) *site {
 	t.Helper()
-	port := freePort()
+	return newSiteAt(t, upstream, freePort(), config)
+}
+
+// newSiteAt starts it on a port that somebody else was told of.
+func newSiteAt(t *testing.T, upstream *mirrortest.Server, port, config string) *site {
+	t.Helper()
 	bin, err := built()
 	if err != nil {
 		t.Fatal(err)

@@ -31,6 +31,7 @@ var (
 	nosniff     = []string{"nosniff"}
 	varyHeaders = []string{"Authorization, Accept-Encoding"}
 	gzipCoding  = []string{"gzip"}
+	gzipType    = []string{"application/gzip"}
 	staleMark   = []string{"1"}
 )
 

@@ -190,7 +190,9 @@ func refusedIdentity(e *identity.Error) *Problem {
 // refused is the problem for a decision that denies.
 func refused(d policy.Decision, stage, text string) *Problem {
 	p := &Problem{Status: 403, Stage: stage, Remedy: string(d.Remedy), Text: text, Public: "policy does not allow this"}
-	if len(d.Codes) > 0 {
+	if len(d.Reasons) > 0 {
+		p.Code = d.Reasons[0].Code // codes are those of warnings as well
+	} else if len(d.Codes) > 0 {
 		p.Code = d.Codes[0]
 	}
 	if p.Code == string(identity.DeviceRequired) {

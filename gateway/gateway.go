@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
@@ -36,15 +37,17 @@ const (
 	maxStreams     = 250              // go mod download opens one stream a core and one a prefix probe
 )
 
-// Options are the parts that the gateway joins. All but Registry are required.
+// Options are the parts that the gateway joins. All but Feeds, Registry and Now are required.
 type Options struct {
 	Identity *identity.Service
 	Policy   *policy.Engine
 	Mirror   *mirror.Mirror
 	Audit    *audit.Log
+	Feeds    *feeds.Feeds // nil: what feeds give is off
 	Logger   *slog.Logger
 	Registry *prometheus.Registry // what /metrics shows
 	Version  string
+	Now      func() time.Time // the clock of policy; nil: time.Now
 }
 
 // A Server answers module requests, the API and the operations endpoints.
@@ -55,6 +58,8 @@ type Server struct {
 	policy   *policy.Engine
 	mirror   *mirror.Mirror
 	audit    *audit.Log
+	feeds    *feeds.Feeds
+	now      func() time.Time // of policy's day
 	log      *slog.Logger
 	metrics  *metrics
 	registry *prometheus.Registry
@@ -81,7 +86,10 @@ func New(cfg Config, o Options) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
 		cfg: cfg, names: map[string]bool{}, identity: o.Identity, policy: o.Policy, mirror: o.Mirror, audit: o.Audit,
-		log: o.Logger, registry: o.Registry, version: o.Version, started: time.Now(),
+		feeds: o.Feeds, now: o.Now, log: o.Logger, registry: o.Registry, version: o.Version, started: time.Now(),
+	}
+	if s.now == nil {
+		s.now = time.Now
 	}
 	if s.identity != nil {
 		s.viewAge = s.identity.ViewAge
@@ -117,6 +125,7 @@ func (s *Server) front(api http.Handler) http.Handler {
 	})
 	mux.Handle("/-/api/v1/", api)
 	mux.HandleFunc("/index", s.index)
+	mux.HandleFunc("/-/vulndb/", s.vulndb)
 	mux.HandleFunc("/", s.module)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.arrive(w, r)

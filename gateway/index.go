@@ -147,7 +147,7 @@ func (v *viewer) mayList(ctx context.Context, path string) (bool, error) {
 	target := mirror.Target{Path: path, Kind: mirror.List}
 	show := v.principal.Allows(path, classOf(target.Kind))
 	if show {
-		decision, err := v.generation.Access(ctx, inputOf(v.principal, target, v.s.mirror.Visibility(path), time.Now()))
+		decision, err := v.generation.Access(ctx, inputOf(v.principal, target, v.s.mirror.Visibility(path), v.s.now()))
 		if err != nil {
 			return false, err
 		}

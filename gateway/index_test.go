@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
@@ -221,7 +222,7 @@ func TestResourceOfFacts(t *testing.T) {
 			want.Sumdb, want.Known.Sumdb = tt.facts.Sumdb, "ok"
 			tt.want(&want)
 			tt.facts.Kind, tt.facts.Major = "release", 1
-			got := resourceOf(name, mirror.Release{Version: "v1.0.0", Facts: tt.facts}, today)
+			got := resourceOf(name, mirror.Release{Version: "v1.0.0", Facts: tt.facts}, (*feeds.Feeds)(nil).Module(name.Path, false).Facts("v1.0.0"), today)
 			if diff := cmp.Diff(want, got.Facts); diff != "" {
 				t.Errorf("resourceOf (-want +got):\n%s", diff)
 			}

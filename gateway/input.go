@@ -3,6 +3,7 @@ package gateway
 import (
 	"time"
 
+	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
@@ -80,9 +81,9 @@ func postureOf(facts map[string]identity.Fact) map[string]policy.Posture {
 // maxAge is where ages saturate, in days: an old version's facts stay the same from one day to the next.
 const maxAge = 90
 
-// resourceOf joins what is known of a version on a day to the module's name. Facts without a source stay off, which is
-// what policy.NewFacts says of them.
-func resourceOf(name policy.Name, r mirror.Release, today int) policy.Resource {
+// resourceOf joins what the mirror and the feeds know of a version on a day to the module's name. Facts without a source
+// stay off, which is what policy.NewFacts says of them.
+func resourceOf(name policy.Name, r mirror.Release, published feeds.Facts, today int) policy.Resource {
 	facts := policy.NewFacts(r.Version, r.Facts.Kind, int(r.Facts.Major))
 	facts.Sumdb = r.Facts.Sumdb
 	facts.Known.Sumdb = "ok"
@@ -108,7 +109,27 @@ func resourceOf(name policy.Name, r mirror.Release, today int) policy.Resource {
 		facts.Provenance = &policy.Origin{VCS: o.VCS, Repo: o.URL, Commit: o.Commit}
 	}
 	facts.Licences, facts.Known.Licences = licencesOf(r.Facts.Licences)
+	joinFeeds(&facts, published)
 	return policy.Resource{Name: name, Facts: facts}
+}
+
+// joinFeeds adds what others publish of a version.
+func joinFeeds(facts *policy.Facts, f feeds.Facts) {
+	k := &facts.Known
+	k.Vulns, k.Malware, k.Popularity, k.Lookalike, k.Scorecard = f.VulnsState, f.MalwareState, f.PopularityState, f.LookalikeState, f.ScorecardState
+	facts.Malware, facts.Popularity, facts.Scorecard = f.Malware, f.Popularity, f.Scorecard
+	facts.Lookalike = policy.Lookalike{Of: f.LookalikeOf, Kind: f.LookalikeKind}
+	if !f.AsOf.IsZero() {
+		facts.Vulns.AsOfDay = int(f.AsOf.Unix() / day)
+	}
+	if len(f.Vulns) == 0 {
+		return
+	}
+	facts.Vulns.IDs = make(map[string]policy.Vuln, len(f.Vulns))
+	for id, v := range f.Vulns {
+		facts.Vulns.MaxSeverity = max(facts.Vulns.MaxSeverity, v.Severity)
+		facts.Vulns.IDs[id] = policy.Vuln{Severity: v.Severity, Fixed: v.Fixed, Kind: v.Kind}
+	}
 }
 
 // licencesOf is what the zip says with the state of that fact.

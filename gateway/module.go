@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/mod/semver"
 
+	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
@@ -117,6 +118,7 @@ type judge struct {
 	generation *policy.Generation
 	input      *policy.Input
 	access     policy.Decision
+	feeds      feeds.Module
 	identity   *identity.Service
 	target     mirror.Target
 }
@@ -128,7 +130,7 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 		return nil, err
 	}
 	x.revision, x.rec.PolicyRev, x.rec.BundleSHA256 = generation.Revision(), generation.Revision(), generation.Digest()
-	input := inputOf(p, target, s.mirror.Visibility(target.Path), time.Now())
+	input := inputOf(p, target, s.mirror.Visibility(target.Path), s.now())
 	decision, err := generation.Access(ctx, input)
 	if err != nil {
 		return nil, err
@@ -142,6 +144,8 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 	}
 	input.Context.Profile, input.Context.Waivers = decision.Profile, namesOf(decision.Waivers)
 	j := &judge{generation: generation, input: input, access: decision, identity: s.identity, target: target}
+	j.feeds = s.feeds.Module(target.Path, input.Resource.Visibility == string(mirror.Private))
+	x.rec.Eval.Facts = j.feeds.Snapshots
 	return j, s.unlocked(x, j)
 }
 
@@ -149,7 +153,7 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 func (j *judge) release(ctx context.Context, releases ...mirror.Release) ([]policy.Decision, error) {
 	resources := make([]policy.Resource, len(releases))
 	for i, r := range releases {
-		resources[i] = resourceOf(j.input.Resource.Name, r, j.input.Context.Day)
+		resources[i] = resourceOf(j.input.Resource.Name, r, j.feeds.Facts(r.Version), j.input.Context.Day)
 	}
 	decisions, err := j.generation.Release(ctx, j.input, resources)
 	if err != nil {
@@ -191,14 +195,14 @@ func (s *Server) file(ctx context.Context, x *exchange, j *judge) (_ *answer, er
 	return a, nil
 }
 
-// unfit is the refusal of a version by release policy; it names the newest version that works now, if that is known soon.
+// unfit is the refusal of a version by release policy; it names the nearest version that works now, if that is known soon.
 func (s *Server) unfit(ctx context.Context, x *exchange, j *judge, version string, d policy.Decision) error {
 	ctx, cancel := context.WithTimeout(ctx, worksNowTimeout)
 	defer cancel()
 	works := ""
 	if versions, err := s.mirror.Versions(ctx, j.target.Path); err == nil {
-		if decisions, err := j.release(ctx, versions.Releases...); err == nil {
-			works = newest(versions.Releases, decisions)
+		if decisions, err := j.listing().release(ctx, versions.Releases...); err == nil {
+			works = nearest(version, versions.Releases, decisions)
 		}
 	}
 	shown := j.target
@@ -284,6 +288,15 @@ func (s *Server) untagged(ctx context.Context, x *exchange, j *judge) (*answer, 
 	return a.changing(false, 0), nil
 }
 
+// listing is the judge of what may be proposed. A list is judged without what only a zip tells, which is not fetched for
+// a proposal.
+func (j *judge) listing() *judge {
+	as, input := *j, *j.input
+	input.Action = policy.NewAction(mirror.List.String())
+	as.input = &input
+	return &as
+}
+
 func (j *judge) at(version string) mirror.Target {
 	t := j.target
 	t.Version = version
@@ -306,14 +319,40 @@ func newest(releases []mirror.Release, decisions []policy.Decision) string {
 	return best
 }
 
-func newer(a, b string) bool {
-	for _, worse := range []func(string) bool{
-		func(v string) bool { return strings.HasSuffix(v, "+incompatible") },
-		func(v string) bool { return semver.Prerelease(v) != "" },
-	} {
-		if worse(a) != worse(b) {
-			return worse(b)
+// nearest is the visible version to take in place of one that is not fit: the next one after it, so that a fix is no
+// more of an upgrade than it must be; else the highest one before it. A prerelease is proposed for a prerelease alone.
+func nearest(version string, releases []mirror.Release, decisions []policy.Decision) string {
+	above, below := "", ""
+	for i, r := range releases {
+		switch c := semver.Compare(r.Version, version); {
+		case !decisions[i].Visible || c == 0:
+		case c > 0 && rank(r.Version) >= rank(version) && (above == "" || semver.Compare(r.Version, above) < 0):
+			above = r.Version
+		case c < 0 && (below == "" || newer(r.Version, below)):
+			below = r.Version
 		}
+	}
+	if above != "" {
+		return above
+	}
+	return below
+}
+
+// rank orders kinds of versions as the go command prefers them.
+func rank(version string) int {
+	r := 3
+	if strings.HasSuffix(version, "+incompatible") {
+		r -= 2
+	}
+	if semver.Prerelease(version) != "" {
+		r--
+	}
+	return r
+}
+
+func newer(a, b string) bool {
+	if rank(a) != rank(b) {
+		return rank(a) > rank(b)
 	}
 	return semver.Compare(a, b) > 0
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/gateway"
+	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
@@ -30,6 +31,7 @@ type config struct {
 	Identity identity.Config `yaml:"identity"`
 	Policy   policy.Config   `yaml:"policy"`
 	Mirror   mirror.Config   `yaml:"mirror"`
+	Feeds    feeds.Config    `yaml:"feeds"`
 	Audit    audit.Config    `yaml:"audit"`
 
 	file string // where it was read from; empty: defaults
@@ -51,12 +53,22 @@ func loadConfig(file string) (*config, error) {
 	d.invalid("identity", c.Identity.Validate())
 	d.invalid("policy", c.Policy.Validate())
 	d.invalid("mirror", c.Mirror.Validate())
+	d.invalid("feeds", c.Feeds.Validate())
 	d.invalid("audit", c.Audit.Validate())
 	d.invalid("", c.contradictions())
 	if err := d.err(); err != nil {
 		return nil, &configError{err}
 	}
 	return c, nil
+}
+
+// factsOff names the facts that no source is configured for, so that rules on them do not apply.
+func (c *config) factsOff() []string {
+	off := c.Feeds.Off()
+	if len(c.Mirror.AgeSources) == 0 {
+		off = append([]string{"age"}, off...)
+	}
+	return off
 }
 
 // contradictions are mistakes that no section sees alone: named files that are not there, and an upstream that is
@@ -95,6 +107,11 @@ func (c *config) files() []namedFile {
 		{"policy.path", &c.Policy.Path, true},
 		{"mirror.store", &c.Mirror.Store, false},
 		{"mirror.store_private", &c.Mirror.StorePrivate, false},
+		{"feeds.vulns", &c.Feeds.Vulns, false},
+		{"feeds.malware", &c.Feeds.Malware, false},
+		{"feeds.popularity", &c.Feeds.Popularity, false},
+		{"feeds.scorecard", &c.Feeds.Scorecard, false},
+		{"feeds.ca_file", &c.Feeds.CAFile, true},
 		{"audit.dir", &c.Audit.Dir, false},
 	}
 	for i := range c.Identity.Issuers {

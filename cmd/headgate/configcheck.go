@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -19,6 +20,9 @@ keys, wrong types, contradictions. It dials nothing and changes nothing. Exit co
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good; state is %s\n", orElse(c.file, "defaults"), c.State)
+			if off := c.factsOff(); err == nil && len(off) > 0 {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "facts off, since no source of them is configured; rules on them do not apply: %s\n", strings.Join(off, ", "))
+			}
 			return err
 		},
 	}

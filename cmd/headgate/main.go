@@ -24,13 +24,17 @@ const (
 	exitUse    = 2 // wrong use: flags, arguments, configuration
 )
 
-func main() {
-	ctx, stop := untilSignal()
+func main() { os.Exit(execute(context.Background())) }
+
+// execute runs the process's command line until a signal, says what went wrong, and gives the exit code.
+func execute(ctx context.Context) int {
+	ctx, stop := untilSignal(ctx)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "headgate: "+strings.ReplaceAll(err.Error(), "\n", "\nheadgate: "))
-		os.Exit(exitCode(err))
+		return exitCode(err)
 	}
+	return 0
 }
 
 // run executes one command line.
@@ -43,8 +47,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // untilSignal ends on SIGTERM, and at once on SIGINT or on a second signal of either kind.
-func untilSignal() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(context.Background())
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {

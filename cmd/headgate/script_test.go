@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -31,7 +32,20 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(cleaning{m}, map[string]func(){"headgate": main})
+	testscript.Main(cleaning{m}, map[string]func(){"headgate": mainLater})
+}
+
+// mainLater is main on a machine whose clock is $HEADGATE_TEST_DAYS ahead.
+func mainLater() {
+	ctx := context.Background()
+	if text := os.Getenv("HEADGATE_TEST_DAYS"); text != "" {
+		days, err := strconv.Atoi(text)
+		if err != nil {
+			panic(err)
+		}
+		ctx = context.WithValue(ctx, clockKey{}, func() time.Time { return time.Now().AddDate(0, 0, days) })
+	}
+	os.Exit(execute(ctx))
 }
 
 // cleaning removes the built binary after the tests.
@@ -219,7 +233,7 @@ func scriptEnv(ts *testscript.TestScript) []string {
 	var env []string
 	for _, key := range []string{
 		"HOME", "PATH", "TMPDIR", "GOENV", "GOPROXY", "GOFLAGS", "GOTOOLCHAIN", "GOSUMDB", "GOPATH", "GOMODCACHE", "GOCACHE",
-		"HEADGATE_CONFIG", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
+		"HEADGATE_CONFIG", "HEADGATE_TEST_DAYS", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY",
 	} {
 		env = append(env, key+"="+ts.Getenv(key))
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/headgate/headgate/audit"
 	"github.com/headgate/headgate/gateway"
+	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policies"
@@ -86,13 +87,14 @@ type app struct {
 	identity *identity.Service
 	policy   *policy.Engine
 	mirror   *mirror.Mirror
+	feeds    *feeds.Feeds
 	server   *gateway.Server
 	closers  []func() error
 }
 
 // open builds the leaves and joins them into a gateway that serves modules.
 func open(ctx context.Context, c *config, logger *slog.Logger, acceptDamage bool) (*app, error) {
-	return assemble(ctx, c, logger, acceptDamage, (*app).openPolicy, (*app).openMirror)
+	return assemble(ctx, c, logger, acceptDamage, (*app).openPolicy, (*app).openMirror, (*app).openFeeds)
 }
 
 // openAdministration builds a gateway for the administrator alone: it needs neither a policy nor an upstream, unless
@@ -127,7 +129,8 @@ func assemble(ctx context.Context, c *config, logger *slog.Logger, acceptDamage 
 		}
 	}
 	a.server = gateway.New(c.Gateway, gateway.Options{
-		Identity: a.identity, Policy: a.policy, Mirror: a.mirror, Audit: a.audit, Logger: logger, Registry: registry, Version: thisBuild().Version,
+		Identity: a.identity, Policy: a.policy, Mirror: a.mirror, Feeds: a.feeds, Audit: a.audit, Logger: logger, Registry: registry,
+		Version: thisBuild().Version, Now: clockOf(ctx),
 	})
 	return a, nil
 }
@@ -184,13 +187,24 @@ func (a *app) openMirror(ctx context.Context, logger *slog.Logger, r prometheus.
 		}
 	}
 	a.mirror, err = mirror.New(ctx, a.config.Mirror, mirror.Options{
-		Upstreams: machine, Logger: logger, Registerer: r, DB: a.db, State: a.config.State, Host: a.host(),
+		Upstreams: machine, Logger: logger, Registerer: r, DB: a.db, State: a.config.State, Host: a.host(), Now: clockOf(ctx),
 	})
 	if err != nil {
 		return fmt.Errorf("opening the mirror: %w", err)
 	}
 	a.closers = append(a.closers, a.mirror.Close)
 	return a.notOurselves()
+}
+
+func (a *app) openFeeds(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {
+	a.feeds, err = feeds.Open(ctx, a.config.Feeds, feeds.Options{
+		State: filepath.Join(a.config.State, "feeds"), Logger: logger, Registerer: r, Now: clockOf(ctx),
+	})
+	if err != nil {
+		return fmt.Errorf("opening the feeds: %w", err)
+	}
+	a.closers = append(a.closers, a.feeds.Close)
+	return nil
 }
 
 // host is the name under which clients know this gateway.

@@ -31,6 +31,7 @@ func (a *app) welcome(w io.Writer) {
 		{"configuration", file},
 		{"upstream", orElse(strings.Join(a.mirror.UpstreamHosts(), ", "), "none: an island")},
 		{"policy", orElse(c.Policy.Source, "embedded") + ", revision " + revision},
+		{"facts off", orElse(strings.Join(c.factsOff(), ", "), "none")},
 	} {
 		fmt.Fprintf(w, "  %-14s %s\n", line[0], line[1])
 	}

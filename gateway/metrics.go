@@ -31,7 +31,7 @@ type series struct {
 
 // actions, effects, classes and tiers are the label values that a request can have.
 var (
-	actions = []string{"list", "latest", "query", "info", "mod", "zip", "sumdb", "index", "api", "token", "web", "hook", "root", "vulndb", "none"}
+	actions = []string{"list", "latest", "query", "info", "mod", "zip", "sumdb", "index", "api", "token", "web", "hook", "root", "vulndb", "explain", "none"}
 	effects = []string{"allow", "deny", "error"}
 	classes = []int{2, 3, 4, 5}
 	tiers   = []string{"memory", "disk", "upstream", "none"}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -41,9 +42,7 @@ func (d Decision) Text(o TextOptions) string {
 	if d.Remedy == RemedyWait && len(d.Advice.MissingFacts) > 0 {
 		lines = append(lines, "waits for: "+strings.Join(d.Advice.MissingFacts, ", "))
 	}
-	if d.Remedy != RemedyNone && o.AskURL != "" {
-		lines = append(lines, "ask: "+strings.TrimSuffix(o.AskURL, "/")+"/"+o.ID)
-	}
+	lines = append(lines, d.ask(o))
 	last := "decision " + o.ID
 	if o.Revision != "" {
 		last += ", policy " + o.Revision
@@ -51,12 +50,34 @@ func (d Decision) Text(o TextOptions) string {
 	return fit(append(lines, last))
 }
 
+// ask is how to get a waiver: where to ask for one, else what it has to say; "" where none can help.
+func (d Decision) ask(o TextOptions) string {
+	need := d.Advice.Waiver
+	if d.Remedy != RemedyNone && o.AskURL != "" {
+		return "ask: " + strings.TrimSuffix(o.AskURL, "/") + "/" + o.ID
+	}
+	if d.Remedy == RemedyNone || need.Code == "" {
+		return ""
+	}
+	var codes []string
+	for _, r := range d.Reasons {
+		if !slices.Contains(codes, r.Code) {
+			codes = append(codes, r.Code)
+		}
+	}
+	line := strings.TrimSpace("ask "+d.Advice.Contact) + ": waiver of " + strings.Join(codes, ", ")
+	if whole := line + ", path " + need.Path; len(whole) <= maxColumns {
+		return whole
+	}
+	return line // the line with the version has the path
+}
+
 // headlines are the code and sentence of each reason, at most three of them.
 func (d Decision) headlines() []string {
 	var lines []string
 	for _, r := range d.Reasons {
 		if len(lines) < 3 {
-			lines = append(lines, r.Code+": "+r.sentence())
+			lines = append(lines, r.Code+": "+r.Sentence())
 		}
 	}
 	if len(lines) == 0 {
@@ -65,8 +86,8 @@ func (d Decision) headlines() []string {
 	return lines
 }
 
-// sentence fills the template's {params}; one that is not given stays as it is.
-func (r Reason) sentence() string {
+// Sentence is the template with its {params} filled in; one that is not given stays as it is.
+func (r Reason) Sentence() string {
 	pairs := make([]string, 0, 2*len(r.Params))
 	for k, v := range r.Params {
 		if k != "" {

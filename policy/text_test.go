@@ -53,10 +53,18 @@ func TestText(t *testing.T) {
 		"allow has none":              {policy.Decision{Effect: policy.Allow}, ""},
 		"none has no way out":         {policy.Decision{Effect: policy.Deny, Remedy: "none", Reasons: reasons, Advice: policy.Advice{AvailableFromDay: 9}}, "A: one\nB: two y\nexample.com/m@v1.0.0\ndecision abcd1234, policy 4f1c2ab\n"},
 		"waiver says how to ask":      {policy.Decision{Effect: policy.Deny, Remedy: "waiver", Reasons: reasons[:1]}, "A: one\nexample.com/m@v1.0.0\nask: https://x/ask/abcd1234\ndecision abcd1234, policy 4f1c2ab\n"},
+		"waiver says what it has to be": {policy.Decision{
+			Effect: policy.Deny, Remedy: "waiver", Reasons: append(reasons, reasons[0]),
+			Advice: policy.Advice{Contact: "appsec", Waiver: policy.Need{Code: "A", Path: "example.com/m"}},
+		}, "A: one\nB: two y\nA: one\nexample.com/m@v1.0.0\nask appsec: waiver of A, B, path example.com/m\ndecision abcd1234, policy 4f1c2ab\n"},
 		"wait names the missing fact": {policy.Decision{Effect: policy.Deny, Remedy: "wait", Reasons: reasons[:1], Advice: policy.Advice{MissingFacts: []string{"age"}}}, "A: one\nexample.com/m@v1.0.0\nwaits for: age\nask: https://x/ask/abcd1234\ndecision abcd1234, policy 4f1c2ab\n"},
 		"no decision is no allow":     {policy.Decision{}, "DENIED: not allowed\nexample.com/m@v1.0.0\nask: https://x/ask/abcd1234\ndecision abcd1234, policy 4f1c2ab\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			o := o
+			if tt.d.Advice.Waiver.Code != "" {
+				o.AskURL = ""
+			}
 			if got := tt.d.Text(o); got != tt.want {
 				t.Errorf("Text() =\n%swant\n%s", got, tt.want)
 			}

@@ -174,6 +174,7 @@ func newScript(env *testscript.Env, archives []string, machine string) error {
 		"GOPATH": filepath.Join(home, "go"), "GOMODCACHE": filepath.Join(home, "cache0"), "GOCACHE": filepath.Join(os.TempDir(), "headgate-test-gocache"),
 		"SSL_CERT_FILE": filepath.Join(env.WorkDir, "state/ca/ca.pem"), "HEADGATE_CONFIG": filepath.Join(env.WorkDir, "headgate.yaml"),
 		"HTTPS_PROXY": s.trap.URL, "HTTP_PROXY": s.trap.URL, "NO_PROXY": "", "GIT_TERMINAL_PROMPT": "0",
+		"TODAY": time.Now().UTC().Format(time.DateOnly), "TOMORROW": time.Now().UTC().AddDate(0, 0, 1).Format(time.DateOnly),
 	} {
 		env.Setenv(key, value)
 	}
@@ -419,7 +420,7 @@ func ask(ts *testscript.TestScript, args []string) (status int, text string) {
 	return resp.StatusCode, string(body)
 }
 
-// upstream count PATTERN N | forget | fault PATTERN KIND | clear | trapped N
+// upstream add PATH@VERSION GO.MOD | count PATTERN N | forget | fault PATTERN KIND | clear | trapped N
 func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	switch args[0] {
@@ -442,6 +443,10 @@ func cmdUpstream(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("unknown fault %s", args[2])
 		}
 		s.upstream.Break(args[1], fault)
+	case "add":
+		m, err := mirrortest.ParseTxtar([]byte(fmt.Sprintf("module %s\n-- go.mod --\n%s-- m.go --\npackage m // %[1]s\n", args[1], ts.ReadFile(args[2]))))
+		ts.Check(err)
+		ts.Check(s.upstream.Add(m))
 	case "wrongsum":
 		s.upstream.WrongSum(args[1], args[2], false)
 	case "trapped":

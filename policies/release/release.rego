@@ -130,7 +130,12 @@ available_from_day := max({f.available_day | some f in denials}) if remedy == "w
 
 default upgrade_to := ""
 
-upgrade_to := max({f.upgrade_to | some f in denials}) if count(denials) > 0
+# What fixes all of the findings is the highest of their fixes, as far as they have one.
+upgrade_to := fix if {
+	fixes := {f.upgrade_to | some f in denials; f.upgrade_to != ""}
+	some fix in fixes
+	every other in fixes { semver.compare(fix, other) >= 0 }
+}
 
 default contact := ""
 
@@ -138,7 +143,12 @@ contact := max({f.owner | some f in denials}) if count(denials) > 0
 
 default need := {"code": "", "path": ""}
 
-need := {"code": min({f.code | some f in denials}), "path": input.resource.path} if remedy in {"wait", "waiver"}
+need := {"code": min({f.code | some f in denials}), "path": input.resource.path} if {
+	remedy in {"wait", "waiver"}
+	every f in denials { not f.code in unwaivable }
+}
+
+unwaivable := {"MALWARE", "SUMDB-MISMATCH", "ORIGIN-MOVED"}
 
 turns := ({f.available_day | some f in denials; f.available_day > input.context.day} | {f.effective_day | some f in unripe}) | {(p.expires_day + 1) | some p in pardons}
 

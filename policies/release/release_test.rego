@@ -109,3 +109,20 @@ test_other_index_is_denied if {
 	d := release.decision with input as mock.release with data.config as object.union(mock.config, {"version": 2})
 	d.codes == ["INPUT-SCHEMA"]
 }
+
+test_upgrade_to_what_fixes_all if {
+	two := {"max_severity": 4, "ids": {
+		"GO-1": {"severity": 4, "fixed": "v1.9.0", "kind": ""}, "GO-2": {"severity": 4, "fixed": "v1.10.0", "kind": ""},
+		"GO-3": {"severity": 4, "fixed": "", "kind": ""},
+	}}
+	d := decide(mock.with_rules("vulns", [mock.rule(4)]), mock.resource({"vulns": two, "facts": {"vulns": "ok"}}))
+	d.advice.upgrade_to == "v1.10.0"
+	count(d.reasons) == 3
+}
+
+test_no_waiver_for_malware if {
+	both := mock.with_rules("path", [mock.rule(true)])
+	d := decide(both, mock.resource({"facts": {"malware": "missing"}}))
+	d.codes == ["MALWARE", "RULE"]
+	d.advice.waiver == {"code": "", "path": ""}
+}

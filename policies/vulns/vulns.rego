@@ -17,7 +17,7 @@ findings contains finding if {
 	vuln.severity >= rule.value
 	fixed_enough(rule, vuln)
 	finding := object.union(
-		rules.found(rule, {"id": id, "severity": names[vuln.severity], "fixed": vuln.fixed}),
+		rules.found(rule, {"id": id, "severity": names[vuln.severity], "fixed": named(vuln.fixed)}),
 		{"upgrade_to": vuln.fixed},
 	)
 }
@@ -38,6 +38,10 @@ findings contains finding if {
 	input.resource.facts.scorecard in {"missing", "stale"}
 	some finding in rules.unknown("scorecard", "scorecard", input.resource.facts.scorecard)
 }
+
+named(fixed) := fixed if fixed != ""
+
+named("") := "no version yet"
 
 fixed_enough(rule, _) if rule.fixed == false
 

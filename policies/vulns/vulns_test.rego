@@ -27,6 +27,12 @@ test_only_with_a_fix if {
 	count(found("vulns", rule, mock.resource({"vulns": unfixed, "facts": {"vulns": "ok"}}))) == 0
 }
 
+test_text_without_a_fix if {
+	some f in found("vulns", mock.rule(4), mock.resource({"vulns": unfixed, "facts": {"vulns": "ok"}}))
+	f.params.fixed == "no version yet"
+	f.upgrade_to == ""
+}
+
 test_missing_waits if {
 	some f in found("vulns", mock.rule(4), mock.resource({"facts": {"vulns": "missing"}}))
 	f.remedy == "wait"

@@ -50,9 +50,9 @@ func TestText(t *testing.T) {
 		d    policy.Decision
 		want string
 	}{
-		"allow has none":              {policy.Decision{Effect: policy.Allow}, ""},
-		"none has no way out":         {policy.Decision{Effect: policy.Deny, Remedy: "none", Reasons: reasons, Advice: policy.Advice{AvailableFromDay: 9}}, "A: one\nB: two y\nexample.com/m@v1.0.0\ndecision abcd1234, policy 4f1c2ab\n"},
-		"waiver says how to ask":      {policy.Decision{Effect: policy.Deny, Remedy: "waiver", Reasons: reasons[:1]}, "A: one\nexample.com/m@v1.0.0\nask: https://x/ask/abcd1234\ndecision abcd1234, policy 4f1c2ab\n"},
+		"allow has none":         {policy.Decision{Effect: policy.Allow}, ""},
+		"none has no way out":    {policy.Decision{Effect: policy.Deny, Remedy: "none", Reasons: reasons, Advice: policy.Advice{AvailableFromDay: 9}}, "A: one\nB: two y\nexample.com/m@v1.0.0\ndecision abcd1234, policy 4f1c2ab\n"},
+		"waiver says how to ask": {policy.Decision{Effect: policy.Deny, Remedy: "waiver", Reasons: reasons[:1]}, "A: one\nexample.com/m@v1.0.0\nask: https://x/ask/abcd1234\ndecision abcd1234, policy 4f1c2ab\n"},
 		"waiver says what it has to be": {policy.Decision{
 			Effect: policy.Deny, Remedy: "waiver", Reasons: append(reasons, reasons[0]),
 			Advice: policy.Advice{Contact: "appsec", Waiver: policy.Need{Code: "A", Path: "example.com/m"}},

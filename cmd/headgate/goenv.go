@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 )
 
@@ -40,8 +39,7 @@ func readGoEnvironment(ctx context.Context) (*goEnvironment, error) {
 		return nil, errors.New("the go command keeps no settings here, since GOENV is off; unset GOENV and run this again")
 	}
 	e := &goEnvironment{file: map[string]string{}}
-	digits, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(version), "go1."), ".")
-	e.minor, _ = strconv.Atoi(digits) // of a development version: 0, the older way
+	e.minor = goMinor(version)
 	text, err := os.ReadFile(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the go command's settings: %w", err)
@@ -52,6 +50,19 @@ func readGoEnvironment(ctx context.Context) (*goEnvironment, error) {
 		}
 	}
 	return e, nil
+}
+
+// goMinor is the N of a version such as go1.N.3, go1.Nrc1 or "devel go1.N-abc"; 0 where it has none.
+func goMinor(version string) int {
+	_, rest, _ := strings.Cut(version, "go1.")
+	n := 0
+	for _, r := range rest {
+		if r < '0' || r > '9' {
+			break
+		}
+		n = 10*n + int(r-'0')
+	}
+	return n
 }
 
 func runGo(ctx context.Context, args ...string) (string, error) {

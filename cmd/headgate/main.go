@@ -101,7 +101,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong use; audit verbs and serve: 10 
 	file := root.PersistentFlags().String("config", "", "configuration `FILE` (default: $HEADGATE_CONFIG, else "+systemConfig+", else defaults)")
 	root.AddCommand(serveCommand(file), readyCommand(file), configCommand(file), tokenCommand(file), deviceCommand(file), lockCommand(file), unlockCommand(file),
 		auditCommand(file), mirrorCommand(file), versionCommand(),
-		loginCommand(), logoutCommand(), whoamiCommand(), statusCommand(), goauthCommand(), agentCommand())
+		loginCommand(), logoutCommand(), whoamiCommand(), statusCommand(), goauthCommand(), agentCommand(), doctorCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	return root
 }

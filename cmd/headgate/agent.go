@@ -93,7 +93,9 @@ func runAgent(ctx context.Context, l *gatewayLogin, listen string, ready func(go
 	if err != nil {
 		err = fmt.Errorf("stopping: %w", errors.Join(err, s.Close()))
 	}
-	<-done
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
 	return err
 }
 

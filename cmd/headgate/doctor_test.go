@@ -248,7 +248,7 @@ func TestDoctorNetwork(t *testing.T) {
 	}
 	t.Run("DNS", func(t *testing.T) {
 		x := examination{Gateway: "https://go.corp.example"}
-		x.steps(&timings{}, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "go.corp.example"}})
+		x.steps(&trip{}, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "go.corp.example"}})
 		x.wants(t, "DNS", "fail", "no such host", "knows go.corp.example")
 	})
 	t.Run("expired certificate", func(t *testing.T) {

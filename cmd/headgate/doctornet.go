@@ -31,15 +31,19 @@ const (
 	clockFail    = 60 * time.Second // the leeway of tokens and the grace of most certificates
 )
 
-// timings are the moments of one request.
-type timings struct {
+// A trip is one request, with its moments.
+type trip struct {
 	dns, connect, tls, sent    time.Time // begun
 	dnsEnd, connectEnd, tlsEnd time.Time
 	first                      time.Time
 	address                    string
+
+	status string // empty: no answer came
+	code   int
+	date   string
 }
 
-func (t *timings) trace() *httptrace.ClientTrace {
+func (t *trip) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		DNSStart:             func(httptrace.DNSStartInfo) { t.dns = time.Now() },
 		DNSDone:              func(httptrace.DNSDoneInfo) { t.dnsEnd = time.Now() },
@@ -54,28 +58,29 @@ func (t *timings) trace() *httptrace.ClientTrace {
 
 // probe makes one request on a connection of its own, as the go command would: with the system's authorities, or those of
 // SSL_CERT_FILE, unless caFile names others.
-func (x *examination) probe(ctx context.Context, caFile string) (*timings, *http.Response, error) {
+func (x *examination) probe(ctx context.Context, caFile string) (*trip, error) {
 	trust, err := trusting(caFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	c := webClient(trust)
 	defer c.CloseIdleConnections()
-	t := &timings{}
+	t := &trip{}
 	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, t.trace()), http.MethodGet, x.Gateway+"/-/.well-known/oauth-authorization-server", nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("preparing the request: %w", err)
+		return nil, fmt.Errorf("preparing the request: %w", err)
 	}
 	resp, err := c.Do(r)
 	if err != nil {
-		return t, nil, err //nolint:wrapcheck // told apart by its type
+		return t, fmt.Errorf("asking the gateway: %w", err)
 	}
 	defer resp.Body.Close()
+	t.status, t.code, t.date = resp.Status, resp.StatusCode, resp.Header.Get("Date")
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err == nil && resp.StatusCode == http.StatusOK {
-		err = json.Unmarshal(text, &x.meta)
+		_ = json.Unmarshal(text, &x.meta) // what is no such document names no issuer
 	}
-	return t, resp, err
+	return t, nil
 }
 
 // network goes the way to the gateway, step by step.
@@ -84,20 +89,20 @@ func (x *examination) network(ctx context.Context) {
 		x.ok("proxy", "the way leads through %s (HTTPS_PROXY; NO_PROXY leaves hosts out)", proxy.Host)
 	}
 	began := time.Now()
-	t, resp, err := x.probe(ctx, "")
+	t, err := x.probe(ctx, "")
 	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
-		x.authority(ctx, &t, &resp, &err)
+		t, err = x.authority(ctx, t, err)
 	}
 	if t == nil {
-		x.fail("TLS", err.Error(), "headgate doctor --ca FILE")
+		x.fail("CA", err.Error(), "headgate doctor --ca FILE")
 		return
 	}
 	x.steps(t, err)
-	if resp == nil {
+	if t.status == "" {
 		return
 	}
-	x.firstByte(t, resp)
-	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+	x.firstByte(t)
+	if date, err := http.ParseTime(t.date); err == nil {
 		x.clock(date.Sub(began.Add(time.Since(began) / 2)).Round(time.Second))
 	}
 }
@@ -111,20 +116,22 @@ func mustURL(address string) *url.URL {
 }
 
 // authority tells a CA that is only not trusted here from one that nobody named, and goes on with it where it is known.
-func (x *examination) authority(ctx context.Context, t **timings, resp **http.Response, err *error) {
+func (x *examination) authority(ctx context.Context, t *trip, err error) (*trip, error) {
 	if x.caFile == "" {
 		x.fail("CA", "the gateway's certificate is of an authority that this machine does not trust", "get the CA file from whoever runs the gateway; "+trustCommand("FILE"))
-		return
+		return t, err
 	}
-	if *t, *resp, *err = x.probe(ctx, x.caFile); *err == nil {
+	switch t, err = x.probe(ctx, x.caFile); {
+	case err == nil:
 		x.fail("CA", "the go command does not trust the gateway's CA; headgate does, by "+x.caFile, trustCommand(x.caFile))
-		return
+	case t != nil:
+		x.fail("CA", x.caFile+" is not the CA of the gateway's certificate", "get the CA file from whoever runs the gateway")
 	}
-	x.fail("CA", x.caFile+" is not the CA of the gateway's certificate", "get the CA file from whoever runs the gateway")
+	return t, err
 }
 
 // steps tells how far it went. The step that failed is the first that did not end.
-func (x *examination) steps(t *timings, err error) {
+func (x *examination) steps(t *trip, err error) {
 	host := mustURL(x.Gateway).Hostname()
 	dns, unknown := errors.AsType[*net.DNSError](err)
 	dial, undialled := errors.AsType[*net.OpError](err)
@@ -173,10 +180,10 @@ func (x *examination) timed(check string, took time.Duration, detail string) {
 	x.ok(check, "%s, %s", detail, took.Round(10*time.Microsecond))
 }
 
-func (x *examination) firstByte(t *timings, resp *http.Response) {
+func (x *examination) firstByte(t *trip) {
 	switch took := t.first.Sub(t.sent); {
-	case resp.StatusCode != http.StatusOK || x.meta.Issuer == "":
-		x.fail("gateway", fmt.Sprintf("%s answers %s, as no gateway does", x.Gateway, resp.Status), "is the URL right? headgate doctor --url URL")
+	case t.code != http.StatusOK || x.meta.Issuer == "":
+		x.fail("gateway", fmt.Sprintf("%s answers %s, as no gateway does", x.Gateway, t.status), "is the URL right? headgate doctor --url URL")
 	case x.meta.Issuer != x.Gateway+"/-":
 		own := strings.TrimSuffix(printableLine(x.meta.Issuer), "/-")
 		x.fail("gateway", "it names itself "+own, setting("GOPROXY", own))

@@ -41,8 +41,8 @@ func isFile(name string) bool {
 }
 
 func followed(name string) string {
-	if real, err := filepath.EvalSymlinks(name); err == nil {
-		return real
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		return target
 	}
 	return name
 }

@@ -123,18 +123,18 @@ func TestNetrcFile(t *testing.T) {
 	if name, err := netrcFile(); err != nil || name != filepath.Join(home, ".netrc") {
 		t.Errorf("netrcFile() = %s, %v", name, err)
 	}
-	real := filepath.Join(t.TempDir(), "real")
-	if err := os.WriteFile(real, nil, 0o600); err != nil {
+	target := filepath.Join(t.TempDir(), "target")
+	if err := os.WriteFile(target, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	link := filepath.Join(home, "link")
-	if err := os.Symlink(real, link); err != nil {
+	if err := os.Symlink(target, link); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("NETRC", link)
 	name, err := netrcFile()
-	if err != nil || name != real {
-		t.Errorf("netrcFile() behind a link = %s, %v, want %s", name, err, real)
+	if err != nil || name != target {
+		t.Errorf("netrcFile() behind a link = %s, %v, want %s", name, err, target)
 	}
 	if _, err := setNetrc(name, "go.example", "p"); err != nil {
 		t.Fatal(err)

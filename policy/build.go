@@ -43,7 +43,8 @@ type rulesFile struct {
 		Versions string   `yaml:"versions"`
 		Profiles []string `yaml:"profiles"`
 	} `yaml:"toolchains"`
-	Rules []rule `yaml:"rules"`
+	WaiverDays map[string]int `yaml:"waiver_days"` // longest life of a waiver, by profile
+	Rules      []rule         `yaml:"rules"`
 }
 
 type rule struct {
@@ -138,8 +139,14 @@ func buildIndex(files map[string][]byte) (index, error) {
 	ix := index{"version": indexVersion, "profiles": rules.Profiles}
 	ix.addTeams(teamsDoc, teams, rules.Profiles)
 	ix.addRules(rulesDoc, rules)
+	for profile := range rules.WaiverDays {
+		if !slices.Contains(rules.Profiles, profile) {
+			rulesDoc.wrong("/waiver_days/"+profile, "profile %q is not one of: %s", profile, strings.Join(rules.Profiles, ", "))
+		}
+	}
 	ix.addToolchains(rulesDoc, rules)
 	ix.addWaivers(waiversDoc, waivers, teams)
+	waivers.within(waiversDoc, rules.WaiverDays, teams)
 	return ix, errors.Join(teamsDoc.err(), rulesDoc.err(), waiversDoc.err())
 }
 
@@ -347,6 +354,24 @@ func (ix index) addWaivers(doc *document, file waiversFile, teams teamsFile) {
 		into[path][w.ID] = w.Teams
 	}
 	ix["waivers"], ix["waived_paths"], ix["waived_prefixes"] = waivers, paths, prefixes
+}
+
+// within holds each waiver to the shortest life that the profiles of its teams allow, counted from the day it was made.
+func (file waiversFile) within(doc *document, days map[string]int, teams teamsFile) {
+	for i, w := range file.Waivers {
+		at := fmt.Sprintf("/waivers/%d", i)
+		for _, name := range w.Teams {
+			profile := teams.Teams[name].Profile
+			most, limited := days[profile]
+			switch {
+			case !limited:
+			case w.Created == "":
+				doc.wrong(at, "waiver %s has no created; profile %s of team %s allows %d days from then on", w.ID, profile, name, most)
+			case doc.day(at+"/expires", w.Expires)-doc.day(at+"/created", w.Created) > most:
+				doc.wrong(at+"/expires", "is more than %d days after %s, which is what profile %s of team %s allows", most, w.Created, profile, name)
+			}
+		}
+	}
 }
 
 // day is a quoted date as a number of UTC days since 1970-01-01.

@@ -22,6 +22,13 @@ func TestYAML(t *testing.T) {
 	waiver := func(lines string) map[string]string {
 		return map[string]string{"config/waivers.yaml": "waivers:\n  - id: W\n    path: example.com/m\n    teams: [everyone]\n    reason: read\n" + lines}
 	}
+	ceiling := func(days string) map[string]string {
+		return map[string]string{
+			"config/teams.yaml":   "teams:\n  everyone: {profile: standard, public: true}\n  a: {profile: strict, groups: [g]}\n",
+			"config/rules.yaml":   "profiles: [standard, strict]\nwaiver_days: {strict: 90}\nrules: []\n",
+			"config/waivers.yaml": "waivers:\n  - {id: W, path: a, codes: [R], teams: [everyone, a], reason: r, " + days + "}\n",
+		}
+	}
 	for _, tt := range []struct {
 		name  string
 		files map[string]string
@@ -65,6 +72,9 @@ func TestYAML(t *testing.T) {
 		{"waiver without codes", waiver("    expires: \"2027-02-03\"\n"), "config/waivers.yaml:2: waivers.0: missing property 'codes'"},
 		{"waiver approved by who asked", waiver("    codes: [RULE]\n    requested_by: al\n    approved_by: al\n    expires: \"2027-02-03\"\n"), "config/waivers.yaml:8: al asked"},
 		{"waiver for an unknown team", map[string]string{"config/waivers.yaml": "waivers:\n  - {id: W, path: a, codes: [R], teams: [x], reason: r, expires: \"2027-02-03\"}\n"}, "config/waivers.yaml:2: team \"x\""},
+		{"waiver longer than its profile allows", ceiling("created: \"2027-01-01\", expires: \"2027-04-02\""), "config/waivers.yaml:2: is more than 90 days after 2027-01-01, which is what profile strict of team a allows"},
+		{"waiver without a beginning, under a ceiling", ceiling("expires: \"2027-01-02\""), "config/waivers.yaml:2: waiver W has no created"},
+		{"ceiling of an unknown profile", map[string]string{"config/rules.yaml": "profiles: [standard]\nwaiver_days:\n  lax: 3\nrules: []\n"}, "config/rules.yaml:3: profile \"lax\""},
 		{"P21 expired bundle", map[string]string{"bundle.yaml": "name: a\nlibrary: default\nexpires: \"2020-01-01\"\n"}, "bundle.yaml:3: bundle expired"},
 		{"P11 YAML nested 200 deep", team("    groups: " + strings.Repeat("[", 200) + strings.Repeat("]", 200) + "\n"), "config/teams.yaml:5: is nested deeper"},
 		{"P11 file of 2 MiB", team("    groups: [" + strings.Repeat("x", 2<<20) + "]\n"), "config/teams.yaml: is larger than"},

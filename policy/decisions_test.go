@@ -123,8 +123,8 @@ func TestTeams(t *testing.T) {
 		a, _ := g.Access(t.Context(), person("corp.example/tools", "private"))
 		b, _ := g.Access(t.Context(), person("corp.example/never", "private"))
 		o := policy.TextOptions{Target: "m", ID: "1"}
-		if a.Text(o) != b.Text(o) {
-			t.Errorf("texts differ:\n%s%s", a.Text(o), b.Text(o))
+		if there := strings.ReplaceAll(a.Text(o), "corp.example/tools", "corp.example/never"); there != b.Text(o) {
+			t.Errorf("texts differ:\n%s%s", there, b.Text(o))
 		}
 	})
 }
@@ -189,7 +189,7 @@ func TestRules(t *testing.T) {
 		{"T38 toolchain without a rule for the profile", "golang.org/toolchain", "v0.0.1-go1.25.1.linux-amd64", "zip", func(_ *facts, in *policy.Input) { in.Context.Profile = "open" }, "TOOLCHAIN-NOT-ALLOWED", policy.RemedyNone},
 		{"P8 waiver on its last day", "example.com/fast", "v1.5.2", "zip", func(f *facts, in *policy.Input) {
 			f.Known.Age, in.Context.Waivers = "ok", map[string]bool{"W-1": true}
-		}, "", ""},
+		}, "warn:WAIVER-ENDS", ""},
 		{"P8 waiver on the day after", "example.com/fast", "v1.5.2", "zip", func(f *facts, in *policy.Input) {
 			f.Known.Age, in.Context.Waivers, in.Context.Day = "ok", map[string]bool{"W-1": true}, day+1
 		}, "COOLDOWN", policy.RemedyWait},

@@ -16,9 +16,9 @@ decision := {
 	"effect": effect,
 	"remedy": remedy,
 	"visible": effect == "allow",
-	"codes": sort({f.code | some f in denials}),
+	"codes": sort({f.code | some f in denials} | {w.code | some w in endings}),
 	"reasons": [reason(f) | some f in denials],
-	"warnings": [],
+	"warnings": [w | some w in endings],
 	"obligations": [],
 	"advice": {
 		"upgrade_to": "",
@@ -98,7 +98,9 @@ need := {"code": "PATH-NOT-ALLOWED", "path": input.resource.path} if remedy == "
 
 default valid_until_day := null
 
-valid_until_day := min({(pardon.expires_day + 1) | some pardon in pardons}) if count(pardons) > 0
+valid_until_day := min({turn | some pardon in pardons; some turn in waiver.turns(pardon, input.context.day)}) if count(pardons) > 0
+
+endings contains waiver.ending(pardon, input.context.day) if some pardon in pardons
 
 reason(f) := {
 	"code": f.code,

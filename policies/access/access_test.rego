@@ -32,6 +32,15 @@ test_waived if {
 	d := access.decision with input as object.union(mock.access, {"resource": denied}) with data.config as mock.config
 	d.effect == "allow"
 	d.waived == [{"code": "PATH-NOT-ALLOWED", "waiver": "W-1", "expires_day": 100}]
+	d.warnings == []
+	d.valid_until_day == 86
+}
+
+test_waiver_that_ends_soon_warns if {
+	d := access.decision with input as object.union(mock.access, {"resource": denied, "context": {"day": 100}}) with data.config as mock.config
+	d.effect == "allow"
+	d.codes == ["WAIVER-ENDS"]
+	d.warnings[0].params.days == "0"
 	d.valid_until_day == 101
 }
 

@@ -14,6 +14,7 @@ import data.headgate.retraction
 import data.headgate.rules
 import data.headgate.toolchain
 import data.headgate.vulns
+import data.headgate.waiver
 
 # METADATA
 # description: "The release decision. One rule builds it, so that nothing can conflict."
@@ -23,9 +24,9 @@ decision := {
 	"effect": effect,
 	"remedy": remedy,
 	"visible": visible,
-	"codes": sort({f.code | some f in denials} | {f.code | some f in remarks}),
+	"codes": sort((({f.code | some f in denials} | {f.code | some f in remarks}) | {w.code | some w in endings})),
 	"reasons": [reason(f) | some f in denials],
-	"warnings": [reason(f) | some f in remarks],
+	"warnings": array.concat([reason(f) | some f in remarks], [w | some w in endings]),
 	"obligations": [],
 	"advice": {
 		"upgrade_to": upgrade_to,
@@ -150,11 +151,13 @@ need := {"code": min({f.code | some f in denials}), "path": input.resource.path}
 
 unwaivable := {"MALWARE", "SUMDB-MISMATCH", "ORIGIN-MOVED"}
 
-turns := ({f.available_day | some f in denials; f.available_day > input.context.day} | {f.effective_day | some f in unripe}) | {(p.expires_day + 1) | some p in pardons}
+turns := ({f.available_day | some f in denials; f.available_day > input.context.day} | {f.effective_day | some f in unripe}) | {turn | some p in pardons; some turn in waiver.turns(p, input.context.day)}
 
 default valid_until_day := null
 
 valid_until_day := min(turns) if count(turns) > 0
+
+endings contains waiver.ending(p, input.context.day) if some p in pardons
 
 reason(f) := {
 	"code": f.code,

@@ -37,6 +37,16 @@ test_waiver_cuts_the_wait_short if {
 	d.effect == "allow"
 	d.visible
 	d.waived == [{"code": "COOLDOWN", "waiver": "W-1", "expires_day": 100}]
+	d.warnings == []
+	d.valid_until_day == 86
+}
+
+test_waiver_that_ends_soon_warns if {
+	d := decide(young, object.union(too_young, {"context": {"day": 86, "waivers": {"W-1": true}}}))
+	d.effect == "allow"
+	d.visible
+	d.codes == ["WAIVER-ENDS"]
+	d.warnings[0].params == {"waiver": "W-1", "code": "COOLDOWN", "days": "14"}
 	d.valid_until_day == 101
 }
 

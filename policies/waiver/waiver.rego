@@ -23,6 +23,27 @@ covering contains id if {
 }
 
 # METADATA
+# description: "The warning that a waiver which forgave something ends within two weeks."
+ending(pardon, day) := warning if {
+	left := pardon.expires_day - day
+	left <= notice
+	warning := {
+		"code": "WAIVER-ENDS", "rule": pardon.waiver, "severity": 1, "doc": "",
+		"template": "waiver {waiver} of {code} ends in {days} days",
+		"params": {"waiver": pardon.waiver, "code": pardon.code, "days": format_int(left, 10)},
+	}
+}
+
+# METADATA
+# description: "The days on which what a waiver forgave gets another answer: the warning begins, the waiver ends."
+turns(pardon, day) := {turn |
+	some turn in {pardon.expires_day - notice, pardon.expires_day + 1}
+	turn > day
+}
+
+notice := 14
+
+# METADATA
 # description: "Whether a waiver forgives a code today. A waiver holds on the day that it expires, and not after."
 holds(id, code) if {
 	data.config.waivers[id].codes[code]

@@ -65,6 +65,7 @@ type operation func(x *exchange, by identity.Principal) (effect func(context.Con
 func (s *Server) api() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /-/api/v1/status", s.admin("status.read", s.readStatus))
+	mux.Handle("GET /-/api/v1/policy", s.admin("policy.read", s.readPolicy))
 	mux.Handle("GET /-/api/v1/tokens", s.admin("token.list", s.listTokens))
 	mux.Handle("POST /-/api/v1/tokens", s.admin("token.create", s.createToken))
 	mux.Handle("DELETE /-/api/v1/tokens/{id}", s.admin("token.revoke", s.revokeToken))
@@ -201,6 +202,14 @@ func (s *Server) readStatus(*exchange, identity.Principal) (func(context.Context
 		}
 		return status, nil
 	}, nil
+}
+
+// readPolicy gives the state of policy: what is active and since when, what was rejected and why, what is kept.
+func (s *Server) readPolicy(*exchange, identity.Principal) (func(context.Context) (any, error), error) {
+	if s.policy == nil {
+		return nil, &Problem{Status: http.StatusServiceUnavailable, Code: "NO-POLICY", Public: "no gateway runs here, and so no policy is active", Stage: "policy", RetryAfter: 30}
+	}
+	return func(context.Context) (any, error) { return s.policy.Status(), nil }, nil
 }
 
 func readJSON(r *http.Request, v any) error {

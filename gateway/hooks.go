@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,7 +60,18 @@ func (s *Server) hook(w http.ResponseWriter, r *http.Request) {
 		x.problem(err)
 		return
 	}
-	x.json(http.StatusAccepted, map[string]int{"repositories": s.mirror.Refresh(repositories)})
+	known := s.mirror.Refresh(repositories)
+	if s.isPolicy(repositories) {
+		s.policy.Look()
+		known++
+	}
+	x.json(http.StatusAccepted, map[string]int{"repositories": known})
+}
+
+// isPolicy tells whether one of the addresses is that of the repository of policy, however it is spelt.
+func (s *Server) isPolicy(repositories []string) bool {
+	own := mirror.RepositoryName(s.policy.Repository())
+	return own != "" && slices.ContainsFunc(repositories, func(u string) bool { return mirror.RepositoryName(u) == own })
 }
 
 // readHook gives the addresses of the repository that a genuine webhook is about.

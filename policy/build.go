@@ -14,10 +14,11 @@ import (
 // day numbers, ranges as comparisons. The shape of the index is a matter between this file and the library alone.
 
 type manifest struct {
-	Name    string   `yaml:"name"`
-	Library string   `yaml:"library"`
-	Owners  []string `yaml:"owners"`
-	Expires string   `yaml:"expires"`
+	Name     string   `yaml:"name"`
+	Library  string   `yaml:"library"`
+	Sequence int      `yaml:"sequence"` // rises with each release, where the source is a tag
+	Owners   []string `yaml:"owners"`
+	Expires  string   `yaml:"expires"`
 }
 
 type teamsFile struct {

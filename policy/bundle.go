@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -34,20 +35,27 @@ var configFiles = []string{"bundle.yaml", "config/rules.yaml", "config/teams.yam
 // waiversName may be absent: then nothing is forgiven.
 const waiversName = "config/waivers.yaml"
 
+// denyName may be absent, too: what is denied whatever the rules say.
+const denyName = "deny.yaml"
+
 // bundle is one revision of policy: its files, and after build what the compiler takes.
 type bundle struct {
-	files   map[string][]byte // by slash-separated path; tests are left out
-	archive []byte            // deterministic tar of files
-	digest  string            // SHA-256 of archive in hex
+	files    map[string][]byte // by slash-separated path
+	tests    map[string][]byte // *_test.rego and tests/*.yaml, which are not part of what is served
+	manifest manifest
+	archive  []byte // deterministic tar of files
+	digest   string // SHA-256 of archive in hex
+	revision string // for people: the commit, else the beginning of the digest
 
 	modules map[string]*ast.Module
 	data    ast.Object
+	deny    denyList
 }
 
 // readBundle collects the files of a bundle. A manifest with `library: default` takes the Rego from library, so that an
 // archive is complete; an archive has it already.
 func readBundle(fsys, library fs.FS) (*bundle, error) {
-	b := &bundle{files: map[string][]byte{}}
+	b := &bundle{files: map[string][]byte{}, tests: map[string][]byte{}}
 	if err := b.collect(fsys, anyFile); err != nil {
 		return nil, err
 	}
@@ -59,11 +67,11 @@ func readBundle(fsys, library fs.FS) (*bundle, error) {
 	if b.files[waiversName] == nil {
 		b.files[waiversName] = []byte("waivers: []\n") // nothing is forgiven
 	}
-	m, err := parseManifest(b.files["bundle.yaml"])
-	if err != nil {
+	var err error
+	if b.manifest, err = parseManifest(b.files["bundle.yaml"]); err != nil {
 		return nil, err
 	}
-	if _, archived := fsys.(archiveFS); m.Library == "default" && !archived {
+	if _, archived := fsys.(archiveFS); b.manifest.Library == "default" && !archived {
 		for name := range b.files {
 			if strings.HasSuffix(name, ".rego") && !strings.HasPrefix(name, "site/") {
 				return nil, fmt.Errorf("%s: Rego outside site/ in a bundle with library: default; want library: own, or the file below site/", name)
@@ -73,12 +81,22 @@ func readBundle(fsys, library fs.FS) (*bundle, error) {
 			return nil, fmt.Errorf("reading library: %w", err)
 		}
 	}
-	return b, b.pack()
+	if b.archive, err = pack(b.files); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b.archive)
+	b.digest = hex.EncodeToString(sum[:])
+	b.revision = b.digest[:12]
+	return b, nil
 }
 
 func anyFile(string) bool { return true }
 
-func libraryFile(name string) bool { return strings.HasSuffix(name, ".rego") }
+func libraryFile(name string) bool { return strings.HasSuffix(name, ".rego") && !isTest(name) }
+
+func isTest(name string) bool {
+	return strings.HasSuffix(name, "_test.rego") || path.Dir(name) == "tests" && strings.HasSuffix(name, ".yaml")
+}
 
 // collect reads the files of fsys that want names. Every file has a place in a bundle or is an error: a rule file that
 // is not loaded because of its name would be a rule that does not hold.
@@ -112,7 +130,11 @@ func (b *bundle) collect(fsys fs.FS, want func(string) bool) error {
 		if total += len(content); total > maxBundleBytes {
 			return fmt.Errorf("bundle is larger than %d bytes", maxBundleBytes)
 		}
-		b.files[name] = content
+		if isTest(name) {
+			b.tests[name] = content
+		} else {
+			b.files[name] = content
+		}
 		return nil
 	})
 }
@@ -126,13 +148,13 @@ func readFile(fsys fs.FS, name string, d fs.DirEntry) ([]byte, error) {
 		return nil, fmt.Errorf("%q: name is not UTF-8", name)
 	}
 	switch {
-	case slices.Contains(configFiles, name), name == waiversName:
-	case strings.HasSuffix(name, "_test.rego"), strings.HasSuffix(name, ".md"), strings.HasSuffix(name, ".go"),
+	case slices.Contains(configFiles, name), name == waiversName, name == denyName, isTest(name):
+	case strings.HasSuffix(name, ".md"), strings.HasSuffix(name, ".go"),
 		strings.HasSuffix(name, "~"): // an editor's copy of what was there before
 		return nil, nil
 	case strings.HasSuffix(name, ".rego") && strings.Contains(name, "/"):
 	default:
-		return nil, fmt.Errorf("%s: has no place in a bundle; want %s, %s, Rego in folders, or *.md", name, strings.Join(configFiles, ", "), waiversName)
+		return nil, fmt.Errorf("%s: has no place in a bundle; want %s, %s, %s, tests/*.yaml, Rego in folders, or *.md", name, strings.Join(configFiles, ", "), waiversName, denyName)
 	}
 	f, err := fsys.Open(name)
 	if err != nil {
@@ -152,34 +174,23 @@ func readFile(fsys fs.FS, name string, d fs.DirEntry) ([]byte, error) {
 	return content, nil
 }
 
-// pack makes the archive: sorted names, no times, so that equal files have equal digests.
-func (b *bundle) pack() error {
+// pack makes an archive: sorted names, no times, so that equal files have equal digests.
+func pack(files map[string][]byte) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	for _, name := range b.names() {
-		h := &tar.Header{Name: name, Mode: 0o600, Size: int64(len(b.files[name])), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		h := &tar.Header{Name: name, Mode: 0o600, Size: int64(len(files[name])), ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
 		if err := w.WriteHeader(h); err != nil {
-			return fmt.Errorf("packing %s: %w", name, err)
+			return nil, fmt.Errorf("packing %s: %w", name, err)
 		}
-		if _, err := w.Write(b.files[name]); err != nil {
-			return fmt.Errorf("packing %s: %w", name, err)
+		if _, err := w.Write(files[name]); err != nil {
+			return nil, fmt.Errorf("packing %s: %w", name, err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		return fmt.Errorf("packing bundle: %w", err)
+		return nil, fmt.Errorf("packing bundle: %w", err)
 	}
-	sum := sha256.Sum256(buf.Bytes())
-	b.archive, b.digest = buf.Bytes(), hex.EncodeToString(sum[:])
-	return nil
-}
-
-func (b *bundle) names() []string {
-	names := make([]string, 0, len(b.files))
-	for name := range b.files {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
+	return buf.Bytes(), nil
 }
 
 // archiveFS is an unpacked archive, whose library is part of it.
@@ -200,19 +211,27 @@ func openArchive(name string) (fs.FS, error) {
 	if !strings.HasSuffix(filepath.Base(name), "-"+hex.EncodeToString(sum[:])+".tar") {
 		return nil, fmt.Errorf("policy archive %s has SHA-256 %x", name, sum)
 	}
+	fsys, err := unpack(content)
+	if err != nil {
+		return nil, fmt.Errorf("reading policy archive %s: %w", name, err)
+	}
+	return fsys, nil
+}
+
+func unpack(archive []byte) (archiveFS, error) {
 	files := fstest.MapFS{}
-	r := tar.NewReader(bytes.NewReader(content))
+	r := tar.NewReader(bytes.NewReader(archive))
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			return archiveFS{files}, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading policy archive %s: %w", name, err)
+			return archiveFS{}, err
 		}
 		data, err := io.ReadAll(r)
 		if err != nil {
-			return nil, fmt.Errorf("reading policy archive %s: %w", name, err)
+			return archiveFS{}, err
 		}
 		files[h.Name] = &fstest.MapFile{Data: data, Mode: 0o600}
 	}
@@ -221,7 +240,7 @@ func openArchive(name string) (fs.FS, error) {
 // build parses everything: Rego into modules, YAML into the index that Rego reads.
 func (b *bundle) build() error {
 	b.modules = map[string]*ast.Module{}
-	for _, name := range b.names() {
+	for _, name := range slices.Sorted(maps.Keys(b.files)) {
 		if !strings.HasSuffix(name, ".rego") {
 			continue
 		}
@@ -245,7 +264,8 @@ func (b *bundle) build() error {
 		return fmt.Errorf("building index: %w", err)
 	}
 	b.data = value.(ast.Object)
-	return nil
+	b.deny, err = parseDeny(b.files[denyName])
+	return err
 }
 
 // rootOf holds a file to its root: site/x/… is package site.…, any other folder f is package headgate.f. So nothing can

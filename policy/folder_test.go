@@ -215,7 +215,7 @@ func TestRestore(t *testing.T) {
 			write(t, dir, map[string]string{"bundle.yaml": "name: " + name + "\nlibrary: default\n"})
 			open(t, dir, policy.Options{State: state}).Close()
 		}
-		if files, _ := filepath.Glob(filepath.Join(state, "*")); len(files) != 5 {
+		if files, _ := filepath.Glob(filepath.Join(state, "*.tar")); len(files) != 5 {
 			t.Errorf("state holds %d files, want 5: %v", len(files), files)
 		}
 	})
@@ -326,7 +326,7 @@ func TestConfigValidate(t *testing.T) {
 		cfg  policy.Config
 		want string
 	}{
-		"unknown source":          {policy.Config{Source: "http"}, `source: "http" is unknown; want embedded or folder`},
+		"unknown source":          {policy.Config{Source: "http"}, `source: "http" is unknown; want embedded, folder or git`},
 		"folder without a path":   {policy.Config{Source: "folder"}, "path: is empty"},
 		"embedded with a path":    {policy.Config{Source: "embedded", Path: "x"}, `path: "x" is not used`},
 		"path without any source": {policy.Config{Path: "x"}, `path: "x" is not used`},

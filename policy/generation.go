@@ -42,6 +42,7 @@ func isCallerGone(err error) bool { return errors.Is(err, errGone) }
 type Generation struct {
 	revision string
 	digest   string
+	deny     denyList
 	access   *entryPoint
 	release  *entryPoint
 }
@@ -79,7 +80,7 @@ func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, m
 		return nil, fmt.Errorf("compiling: %w", compiler.Errors)
 	}
 	store := inmem.NewFromASTObject(b.data)
-	g := &Generation{revision: b.digest[:12], digest: b.digest}
+	g := &Generation{revision: b.revision, digest: b.digest, deny: b.deny}
 	for _, e := range []struct {
 		name    string
 		release bool
@@ -180,6 +181,9 @@ func (g *Generation) judge(ctx context.Context, in *Input, r *Resource) (Decisio
 	}
 	if d, denied := guardRelease(in, r); denied {
 		return g.release.note(d, nil, start)
+	}
+	if in.Action.Name != "mod" && g.deny.holds(r) { // the module graph needs the .mod; nothing of it is built
+		return g.release.note(refuse("release", "DENIED", "this version is on the policy's list of denied versions"), nil, start)
 	}
 	one := inputs.Get().(*Input)
 	*one = *in

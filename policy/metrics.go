@@ -15,6 +15,8 @@ type meters struct {
 	revision  *prometheus.GaugeVec
 	reloaded  prometheus.Gauge
 	loadedAt  prometheus.Gauge
+	rejected  map[string]prometheus.Counter // by state
+	contact   prometheus.Gauge
 }
 
 type meterKey struct {
@@ -48,6 +50,16 @@ func newMeters(r prometheus.Registerer) (*meters, error) {
 			Name: "headgate_policy_last_reload_timestamp_seconds", Help: "When the active bundle was activated.",
 		}),
 	}
+	rejected := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "headgate_policy_rejections_total", Help: "Bundles that were not activated, by the step that they failed.",
+	}, []string{"state"})
+	m.rejected = map[string]prometheus.Counter{}
+	for _, state := range states {
+		m.rejected[state] = rejected.WithLabelValues(state)
+	}
+	m.contact = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "headgate_policy_source_last_contact_timestamp_seconds", Help: "When the repository of policy was last read; 0 where there is none.",
+	})
 	for _, entry := range []string{"access", "release"} {
 		for _, cached := range []bool{false, true} {
 			text := fmt.Sprint(cached)
@@ -60,7 +72,7 @@ func newMeters(r prometheus.Registerer) (*meters, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{decisions, durations, m.slow, m.revision, m.reloaded, m.loadedAt} {
+	for _, c := range []prometheus.Collector{decisions, durations, m.slow, m.revision, m.reloaded, m.loadedAt, rejected, m.contact} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("registering metrics: %w", err)
 		}

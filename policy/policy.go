@@ -5,16 +5,20 @@ package policy
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/headgate/headgate/policy/git"
 )
 
 var (
@@ -27,17 +31,33 @@ var (
 
 // Config is the policy section of the configuration file.
 type Config struct {
-	// Source says where the bundle comes from: embedded (in the binary; the default when empty) or folder.
-	// A configured folder never falls back to the embedded bundle.
+	// Source says where the bundle comes from: embedded (in the binary; the default when empty), folder or git.
+	// A configured source never falls back to the embedded bundle.
 	Source string `yaml:"source"`
 	// Path is the folder that holds the bundle, for source folder. It is read again when it changes.
 	Path string `yaml:"path"`
+	// Git says where the repository is and whose signatures count, for source git.
+	Git git.Config `yaml:"git"`
+	// RollbackTo goes back to an earlier revision, for source git. Empty: the newest one counts.
+	RollbackTo Rollback `yaml:"rollback_to"`
+}
+
+// Rollback is an earlier revision that counts until a day. It must be signed like any other.
+type Rollback struct {
+	// Revision is the full id of a commit in the branch's history; where the source is a tag, the name of a tag.
+	Revision string `yaml:"revision"`
+	// Until is the last day, UTC, as "YYYY-MM-DD", on which it holds; after it the newest revision counts again.
+	Until string `yaml:"until"`
 }
 
 // Validate reports every mistake in the section. It opens nothing.
 func (c Config) Validate() []error {
 	var errs []error
 	switch c.Source {
+	case "git":
+		if c.Path != "" {
+			errs = append(errs, fmt.Errorf("path: %q is not used by source git; want git.url, or source: folder", c.Path))
+		}
 	case "", "embedded":
 		if c.Path != "" {
 			errs = append(errs, fmt.Errorf("path: %q is not used by source embedded; want source: folder, or no path", c.Path))
@@ -47,7 +67,33 @@ func (c Config) Validate() []error {
 			errs = append(errs, errors.New("path: is empty; want the folder that holds bundle.yaml"))
 		}
 	default:
-		errs = append(errs, fmt.Errorf("source: %q is unknown; want embedded or folder", c.Source))
+		errs = append(errs, fmt.Errorf("source: %q is unknown; want embedded, folder or git", c.Source))
+	}
+	return append(errs, c.validGit()...)
+}
+
+func (c Config) validGit() []error {
+	var errs []error
+	if c.Source != "git" {
+		if !c.Git.IsZero() {
+			errs = append(errs, errors.New("git: is not used without source: git"))
+		}
+		if c.RollbackTo != (Rollback{}) {
+			errs = append(errs, errors.New("rollback_to: goes with source: git"))
+		}
+		return errs
+	}
+	for _, err := range c.Git.Validate() {
+		errs = append(errs, fmt.Errorf("git.%w", err))
+	}
+	if c.RollbackTo == (Rollback{}) {
+		return errs
+	}
+	if c.RollbackTo.Revision == "" {
+		errs = append(errs, errors.New("rollback_to.revision: is empty; want the full id of a commit, or the name of a tag"))
+	}
+	if _, err := time.Parse(time.DateOnly, c.RollbackTo.Until); err != nil {
+		errs = append(errs, fmt.Errorf("rollback_to.until: %q is no date; want \"YYYY-MM-DD\", the last day of going back", c.RollbackTo.Until))
 	}
 	return errs
 }
@@ -55,34 +101,18 @@ func (c Config) Validate() []error {
 // Options is what the engine gets from its surroundings.
 type Options struct {
 	Embedded   fs.FS                 // the default bundle, and the library of bundles with `library: default`
-	State      string                // folder for archives of good bundles; "" keeps none
+	State      string                // folder for archives of good bundles and for Git's copy; "" keeps none
+	Key        string                // file of the key that signs archives, made where there is none; "" is build.key in State
+	Trial      []string              // command that runs Try on its standard input, in a process of its own; nil: in this one
+	Replay     Replay                // asked before a bundle of Git is activated; nil: no decisions are replayed
 	Logger     *slog.Logger          // nil discards
 	Registerer prometheus.Registerer // nil: no metrics
 	OnChange   func(Event)           // told of each activation and rejection, one at a time; nil: nobody
 }
 
-// Event is an activation or a rejection of a bundle, for the audit log.
-type Event struct {
-	Time     time.Time `json:"time,omitzero"`
-	Active   bool      `json:"active"`             // true: activated; false: rejected
-	Source   string    `json:"source,omitempty"`   // embedded, folder
-	Revision string    `json:"revision,omitempty"` // of the bundle; "" if it could not be read
-	Digest   string    `json:"digest,omitempty"`
-	Previous string    `json:"previous,omitempty"` // digest that was active before
-	State    string    `json:"state,omitempty"`    // step that rejected it: fetched, built, checked; "" when activated
-	Reason   string    `json:"reason,omitempty"`   // "" when activated
-	Restored bool      `json:"restored,omitempty"` // from the archive of an earlier run
-}
-
-// Status is the state of the engine for people and health checks.
-type Status struct {
-	Source      string    `json:"source"`
-	Revision    string    `json:"revision,omitempty"` // "" while no bundle is active
-	Digest      string    `json:"digest,omitempty"`
-	ActivatedAt time.Time `json:"activated_at,omitzero"`
-	Restored    bool      `json:"restored,omitempty"`  // the active bundle came from the archive, since the source had none that is good
-	Rejection   *Event    `json:"rejection,omitempty"` // the last one; nil once the source is good again
-}
+// Replay judges a candidate by what it would have decided: an error rejects it. It is not asked about a bundle that only
+// denies more by its deny.yaml. active is nil where nothing is.
+type Replay func(ctx context.Context, active, candidate *Generation) error
 
 // Engine holds the active generation and replaces it when its source changes.
 type Engine struct {
@@ -93,6 +123,11 @@ type Engine struct {
 	current atomic.Pointer[Generation]
 	stop    context.CancelFunc
 	watch   sync.WaitGroup
+	key     ed25519.PrivateKey // signs archives; nil where none are kept
+	git     *git.Repository    // nil but for source git
+	hint    chan struct{}      // says that the repository has news
+	source  gitState           // of the one goroutine that looks at the repository
+	active  *bundle            // what current was made of; of the one goroutine that loads
 
 	mu     sync.Mutex // guards status
 	status Status
@@ -118,13 +153,15 @@ func Open(ctx context.Context, cfg Config, o Options) (*Engine, error) {
 		return nil, fmt.Errorf("opening policy: %w", err)
 	}
 	e := &Engine{cfg: cfg, opts: o, metrics: m, workers: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))}
-	e.status.Source = cfg.Source
-	if cfg.Source == "embedded" {
-		if rejected := e.load(ctx, o.Embedded, false); rejected != nil {
+	e.status.Source, e.stop = cfg.Source, func() {}
+	switch cfg.Source {
+	case "embedded":
+		if rejected := e.load(ctx, candidate{fsys: o.Embedded}); rejected != nil {
 			return nil, fmt.Errorf("opening policy: embedded bundle: %s", rejected.Reason)
 		}
-		e.stop = func() {}
 		return e, nil
+	case "git":
+		return e, e.openGit(ctx)
 	}
 	return e, e.openFolder(ctx)
 }
@@ -141,7 +178,9 @@ func (e *Engine) Current() (*Generation, error) {
 func (e *Engine) Status() Status {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.status
+	status := e.status
+	status.History = slices.Clone(status.History)
+	return status
 }
 
 // Close stops watching the source and waits for it. The active generation goes on answering.
@@ -149,76 +188,6 @@ func (e *Engine) Close() error {
 	e.stop()
 	e.watch.Wait()
 	return nil
-}
-
-// load builds and activates the bundle in fsys. It is called by one goroutine at a time. It returns why not, or nil.
-func (e *Engine) load(ctx context.Context, fsys fs.FS, restored bool) *Event {
-	ev := Event{Time: time.Now(), Source: e.cfg.Source, Restored: restored, State: "fetched"}
-	b, err := readBundle(fsys, e.opts.Embedded)
-	if err == nil {
-		ev.Revision, ev.Digest, ev.State = b.digest[:12], b.digest, "built"
-		if current := e.current.Load(); current != nil && current.digest == b.digest {
-			e.settle()
-			return nil
-		}
-		err = b.build()
-	}
-	var g *Generation
-	if err == nil {
-		ev.State = "checked"
-		g, err = compile(ctx, b, e.workers, e.metrics, e.mistrust)
-	}
-	if err != nil {
-		ev.Reason = err.Error()
-		return &ev
-	}
-	if !restored {
-		e.keep(b)
-	}
-	e.activate(g, ev)
-	return nil
-}
-
-func (e *Engine) activate(g *Generation, ev Event) {
-	ev.Active, ev.State = true, ""
-	if old := e.current.Swap(g); old != nil {
-		ev.Previous = old.digest
-	}
-	e.mu.Lock()
-	e.status = Status{Source: ev.Source, Revision: ev.Revision, Digest: ev.Digest, ActivatedAt: ev.Time, Restored: ev.Restored}
-	e.mu.Unlock()
-	e.metrics.activated(g.revision, ev.Time)
-	e.opts.Logger.Info("policy activated", slog.String("source", ev.Source), slog.String("revision", ev.Revision), slog.Bool("restored", ev.Restored))
-	e.tell(ev)
-}
-
-// settle notes that the source holds the active bundle again after a bad change was taken back.
-func (e *Engine) settle() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.status.Rejection != nil {
-		e.opts.Logger.Info("policy is good again", slog.String("revision", e.status.Revision))
-	}
-	e.status.Rejection, e.status.Restored = nil, false
-	e.metrics.reloaded.Set(1)
-}
-
-func (e *Engine) reject(ev *Event) {
-	e.mu.Lock()
-	e.status.Rejection = ev
-	e.mu.Unlock()
-	e.metrics.reloaded.Set(0)
-	if old := e.current.Load(); old != nil {
-		ev.Previous = old.digest
-	}
-	e.opts.Logger.Error("policy rejected", slog.String("source", ev.Source), slog.String("state", ev.State), slog.String("reason", ev.Reason))
-	e.tell(*ev)
-}
-
-func (e *Engine) tell(ev Event) {
-	if e.opts.OnChange != nil {
-		e.opts.OnChange(ev)
-	}
 }
 
 // mistrust is called by a generation whose read-set was caught out.

@@ -22,7 +22,7 @@ var imports = map[string][]string{
 	"identity/identitytest":          {},
 	"deploy":                         {},
 	"policies":                       {},
-	"policy":                         {},
+	"policy":                         {"policy/git"},
 	"policy/git":                     {},
 	"policy/git/gittest":             {},
 	"gateway":                        {"audit", "gateway/feeds", "gateway/mirror", "identity", "policy"},

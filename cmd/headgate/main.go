@@ -22,6 +22,7 @@ import (
 const (
 	exitFailed = 1 // could not be done
 	exitUse    = 2 // wrong use: flags, arguments, configuration
+	exitNo     = 3 // done, and the answer is no
 )
 
 func main() { os.Exit(execute(context.Background())) }
@@ -67,6 +68,11 @@ type useError struct{ error }
 
 func (e *useError) Unwrap() error { return e.error }
 
+// A noAnswer is the answer no of a verb that asks something.
+type noAnswer struct{ error }
+
+func (e *noAnswer) Unwrap() error { return e.error }
+
 func exitCode(err error) int {
 	if damage, ok := errors.AsType[*audit.DamageError](err); ok {
 		return damage.Code
@@ -76,6 +82,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[*configError](err); ok {
 		return exitUse
+	}
+	if _, ok := errors.AsType[*noAnswer](err); ok {
+		return exitNo
 	}
 	return exitFailed
 }
@@ -87,7 +96,7 @@ func rootCommand() *cobra.Command {
 		Long: `Headgate stands between the go command and every module it downloads. It knows who asks, asks a policy,
 serves the module from its own verified mirror, and records the decision before the first byte leaves.
 
-Exit codes: 0 done, 1 could not be done, 2 wrong use; audit verbs and serve: 10 altered record, 11 segment missing,
+Exit codes: 0 done, 1 could not be done, 2 wrong use, 3 the answer is no; audit verbs and serve: 10 altered record, 11 segment missing,
 12 log shorter than a checkpoint, 13 torn tail, 14 unknown key, 15 checkpoints contradict each other.`,
 		Example:       "  headgate serve\n  headgate token create --for ann --modules '*'\n  headgate audit verify",
 		SilenceUsage:  true,
@@ -100,7 +109,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong use; audit verbs and serve: 10 
 	})
 	file := root.PersistentFlags().String("config", "", "configuration `FILE` (default: $HEADGATE_CONFIG, else "+systemConfig+", else defaults)")
 	root.AddCommand(serveCommand(file), readyCommand(file), configCommand(file), tokenCommand(file), deviceCommand(file), lockCommand(file), unlockCommand(file),
-		auditCommand(file), mirrorCommand(file), versionCommand(),
+		auditCommand(file), mirrorCommand(file), policyCommand(file), versionCommand(),
 		loginCommand(), logoutCommand(), whoamiCommand(), statusCommand(), goauthCommand(), agentCommand(), doctorCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	return root

@@ -168,9 +168,13 @@ func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheu
 }
 
 func (a *app) openPolicy(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program, which tests policy apart: %w", err)
+	}
 	a.policy, err = policy.Open(ctx, a.config.Policy, policy.Options{
-		Embedded: policies.FS, State: filepath.Join(a.config.State, "policy"), Logger: logger, Registerer: r,
-		OnChange: a.policyChanged,
+		Embedded: policies.FS, State: filepath.Join(a.config.State, "policy"), Key: filepath.Join(a.config.State, "keys", "policy.key"),
+		Trial: []string{self, "policy", "try"}, Logger: logger, Registerer: r, OnChange: a.policyChanged,
 	})
 	if err != nil {
 		return fmt.Errorf("opening policy: %w", err)

@@ -90,9 +90,18 @@ func (a *app) policyChanged(e policy.Event) {
 	rec.Subject = audit.Subject{ID: "headgate", Kind: "workload"}
 	rec.PolicyRev, rec.BundleSHA256 = e.Revision, e.Digest
 	rec.Change = audit.Change{Object: "policy " + e.Source, OldSHA256: e.Previous, NewSHA256: e.Digest}
+	if e.Commit != "" {
+		rec.Change.Note = e.Ref + " at " + e.Commit
+	}
+	if e.Signer != "" {
+		rec.Change.Note += ", signed by " + e.Signer
+	}
+	if e.Rollback != "" {
+		rec.Change.Note += ", chosen by policy.rollback_to until " + e.Rollback
+	}
 	if !e.Active {
 		rec.Action, rec.Severity = "policy.reject", 3
-		rec.Change.Note = e.State + ": " + e.Reason
+		rec.Change.Note = strings.TrimPrefix(rec.Change.Note+"; ", "; ") + e.State + ": " + e.Reason
 	}
 	a.audit.Note(rec)
 }

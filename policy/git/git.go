@@ -118,10 +118,10 @@ func (r *Repository) init(ctx context.Context) error {
 	if err := r.writeConfig(); err != nil {
 		return err
 	}
+	r.sweep()
 	if _, err := r.local(ctx, "", "init", "--quiet", "--bare", "--template=", "--object-format=sha1"); err != nil {
 		return fmt.Errorf("making the policy repository: %w", err)
 	}
-	r.sweep()
 	return nil
 }
 
@@ -211,6 +211,9 @@ func isID(s string) bool {
 // Fetch brings what the tip's ref names into the repository, with its history. It may be something newer than the tip.
 // The error is ErrAway, or ErrRefused where it is too big or broken.
 func (r *Repository) Fetch(ctx context.Context, tip Tip) (Commit, error) {
+	if !validRef(tip.Ref) {
+		return Commit{}, fmt.Errorf("fetching %s: %w: %q is no name of a branch or tag", r.cfg.URL, ErrRefused, tip.Ref)
+	}
 	_, err := r.visit(ctx, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance",
 		"--force", "--end-of-options", r.cfg.URL, "+"+tip.Ref+":"+candidateRef)
 	if err != nil {

@@ -111,7 +111,9 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.done.Go(func() { s.upkeep(running) })
-	s.done.Go(func() { s.recheck(running) })
+	if len(s.issuers) > 0 {
+		s.done.Go(func() { s.recheck(running) })
+	}
 	s.done.Go(func() { s.follow(running, cmp.Or(o.Poll, pollEvery), o.Wake) })
 	for _, i := range s.issuers {
 		s.done.Go(func() { i.keys.run(running, s.log) })

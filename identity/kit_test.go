@@ -23,16 +23,25 @@ func modules(patterns ...string) identity.Scope {
 	return identity.Scope{Modules: patterns, Actions: []string{"content", "discover", "metadata"}}
 }
 
+// never is a poll that no test of one node waits for: months of a false clock would hold a million of them.
+const never = 1000 * time.Hour * 24
+
 // start opens a service with an empty database.
 func start(t testing.TB, cfg identity.Config, issuers ...*identitytest.Issuer) *identity.Service {
 	t.Helper()
-	return reopen(t, cfg, statetest.OpenDB(t), t.TempDir(), issuers...)
+	return open(t, cfg, identity.Options{DB: statetest.OpenDB(t), Keys: t.TempDir(), Poll: never}, issuers...)
 }
 
 // reopen opens a service on a database and a folder of keys.
 func reopen(t testing.TB, cfg identity.Config, db *sql.DB, keys string, issuers ...*identitytest.Issuer) *identity.Service {
 	t.Helper()
-	s, err := identity.Open(t.Context(), cfg, identity.Options{DB: db, Keys: keys, HTTPClient: identitytest.Client(issuers...)})
+	return open(t, cfg, identity.Options{DB: db, Keys: keys}, issuers...)
+}
+
+func open(t testing.TB, cfg identity.Config, o identity.Options, issuers ...*identitytest.Issuer) *identity.Service {
+	t.Helper()
+	o.HTTPClient = identitytest.Client(issuers...)
+	s, err := identity.Open(t.Context(), cfg, o)
 	if err != nil {
 		t.Fatal(err)
 	}

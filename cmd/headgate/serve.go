@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -57,11 +56,6 @@ its state in one folder, takes the machine's GOPROXY as upstream, and prints wha
 
 // serve runs the gateway of a configuration until ctx ends.
 func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer, acceptDamage bool) (err error) {
-	if os.Getenv("GOGC") == "" {
-		// The live heap is small beside what requests allocate and drop: half as many collections cost some 20 MB and
-		// save a tenth of the CPU.
-		debug.SetGCPercent(200)
-	}
 	a, err := open(ctx, c, logger, acceptDamage)
 	if err != nil {
 		return err

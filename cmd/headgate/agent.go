@@ -76,6 +76,11 @@ func runAgent(ctx context.Context, l *gatewayLogin, listen string, ready func(go
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	return serveAgent(ctx, listener, a)
+}
+
+// serveAgent serves until ctx ends, and then gives what is under way ten seconds to finish.
+func serveAgent(ctx context.Context, listener net.Listener, a *agent) error {
 	s := &http.Server{
 		Handler: a, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo), // what a stranger sends is no news
@@ -89,7 +94,7 @@ func runAgent(ctx context.Context, l *gatewayLogin, listen string, ready func(go
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	err = s.Shutdown(last)
+	err := s.Shutdown(last)
 	if err != nil {
 		err = fmt.Errorf("stopping: %w", errors.Join(err, s.Close()))
 	}

@@ -119,6 +119,37 @@ func TestGoauthInAnOutage(t *testing.T) {
 	}
 }
 
+// Many go commands whose token is due at once make one request for another, not one each.
+func TestGoauthHerd(t *testing.T) {
+	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
+	m := c.machine(t)
+	token := filepath.Join(m.home, "token")
+	if err := os.WriteFile(token, []byte(c.person(t, "ben", "eng-build")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.must("login", c.url, "--ca", c.caFile(), "--token-file", token)
+	var wg sync.WaitGroup
+	answers := make([]string, 8)
+	for i := range answers {
+		wg.Go(func() {
+			out, errs, err := m.run(c.bin, "goauth")
+			if err != nil {
+				t.Errorf("goauth: %v\n%s", err, errs)
+			}
+			answers[i] = out
+		})
+	}
+	wg.Wait()
+	for _, answer := range answers {
+		if answer == "" || answer != answers[0] {
+			t.Errorf("helpers at once print %q and %q", answers[0], answer)
+		}
+	}
+	if n := c.askedForTokens(t); n != 1 {
+		t.Errorf("%d helpers asked for %d tokens, want 1", len(answers), n)
+	}
+}
+
 // downloads makes a go.mod with twelve more modules in the machine's folder.
 func (m *machine) downloads(up *mirrortest.Server) {
 	m.t.Helper()

@@ -170,3 +170,35 @@ func TestNearest(t *testing.T) {
 		})
 	}
 }
+
+// P39: what a hidden newest version retracts is not offered, also where no rule hides what is retracted.
+func TestHideRetracted(t *testing.T) {
+	retracted := mirror.Facts{Retracted: mirror.Flag{State: "yes"}}
+	releases := []mirror.Release{{Version: "v1.0.0"}, {Version: "v1.1.0", Facts: retracted}, {Version: "v1.2.0"}, {Version: "v1.3.0-rc.1"}}
+	for name, tt := range map[string]struct {
+		hidden string
+		want   string
+	}{
+		"newest is hidden":        {"v1.2.0", "v1.0.0 v1.3.0-rc.1"},
+		"newest is not":           {"v1.0.0", "v1.1.0 v1.2.0 v1.3.0-rc.1"},
+		"prerelease is no newest": {"v1.3.0-rc.1", "v1.0.0 v1.1.0 v1.2.0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			decisions := make([]policy.Decision, len(releases))
+			for i := range decisions {
+				decisions[i].Visible = releases[i].Version != tt.hidden
+			}
+			hideRetracted(releases, decisions)
+			var got []string
+			for i, d := range decisions {
+				if d.Visible {
+					got = append(got, releases[i].Version)
+				}
+			}
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("visible are %s, want %s", got, tt.want)
+			}
+		})
+	}
+	hideRetracted(nil, nil)
+}

@@ -202,6 +202,7 @@ func (s *Server) unfit(ctx context.Context, x *exchange, j *judge, version strin
 	works := ""
 	if versions, err := s.mirror.Versions(ctx, j.target.Path); err == nil {
 		if decisions, err := j.listing().release(ctx, versions.Releases...); err == nil {
+			hideRetracted(versions.Releases, decisions)
 			works = nearest(version, versions.Releases, decisions)
 		}
 	}
@@ -238,8 +239,28 @@ func (s *Server) versions(ctx context.Context, x *exchange, j *judge) (*mirror.V
 	if err != nil {
 		return nil, nil, err
 	}
+	hideRetracted(versions.Releases, decisions)
 	x.withheld(decisions)
 	return versions, decisions, nil
+}
+
+// hideRetracted hides what the newest version retracts where that version is hidden itself: the client reads retractions
+// from the newest version that it sees, and would not learn of these.
+func hideRetracted(releases []mirror.Release, decisions []policy.Decision) {
+	top := -1
+	for i, r := range releases {
+		if top < 0 || newer(r.Version, releases[top].Version) {
+			top = i
+		}
+	}
+	if top < 0 || decisions[top].Visible {
+		return
+	}
+	for i, r := range releases {
+		if r.Facts.Retracted.State == "yes" {
+			decisions[i].Visible = false
+		}
+	}
 }
 
 // latest answers the highest version that may be chosen. All hidden is a refusal: a 404 would send the client back to

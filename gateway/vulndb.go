@@ -13,7 +13,7 @@ import (
 )
 
 // vulndb answers a file of the Go vulnerability database, so that govulncheck sees what policy sees:
-// GOVULNDB=https://headgate:TOKEN@HOST/-/vulndb.
+// govulncheck -db https://headgate:TOKEN@HOST/-/vulndb.
 func (s *Server) vulndb(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := deadline(r.Context())
 	defer cancel()

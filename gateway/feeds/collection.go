@@ -23,6 +23,8 @@ type records struct {
 	modified time.Time // what the database says of itself; zero for a collection
 }
 
+func (r *records) digest() string { return r.archive.id }
+
 // A collection loads OSV records.
 type collection struct {
 	where    string
@@ -223,7 +225,7 @@ func (f *Feeds) Vulndb(name string) ([]byte, error) {
 	if f == nil || f.cfg.Vulns == "" || path.Dir(name) != "index" && path.Dir(name) != "ID" {
 		return nil, fmt.Errorf("reading %s: %w", name, fs.ErrNotExist)
 	}
-	r, state := f.vulns.get(f.now(), f.cfg.MaxAge)
+	r, _, state := f.vulns.get(f.now(), f.cfg.MaxAge)
 	if state == Missing {
 		return nil, fmt.Errorf("reading %s: %w", name, ErrNotRead)
 	}

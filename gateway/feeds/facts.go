@@ -49,38 +49,40 @@ func (f *Feeds) Module(path string, private bool) Module {
 		return m
 	}
 	now := f.now()
-	m.vulns, m.facts.VulnsState = f.vulns.get(now, f.cfg.MaxAge)
-	m.malware, m.facts.MalwareState = f.malware.get(now, f.cfg.MaxAge)
-	m.note("vulns", m.vulns)
-	m.note("malware", m.malware)
+	var label string
+	m.vulns, label, m.facts.VulnsState = f.vulns.get(now, f.cfg.MaxAge)
+	m.note(label)
 	if m.vulns != nil {
 		m.facts.AsOf = m.vulns.modified
 	}
-	importers, state := f.popularity.get(now, f.cfg.MaxAge)
+	m.malware, label, m.facts.MalwareState = f.malware.get(now, f.cfg.MaxAge)
+	m.note(label)
+	importers, label, state := f.popularity.get(now, f.cfg.MaxAge)
+	m.note(label)
 	m.facts.PopularityState, m.facts.LookalikeState = state, state
 	if importers != nil {
 		m.facts.Popularity = bucket(importers.numbers[path])
-		m.Snapshots = append(m.Snapshots, "popularity "+importers.id)
 		if !private {
 			m.facts.LookalikeOf, m.facts.LookalikeKind = importers.popular.imitates(path)
 		}
 	}
-	scores, state := f.scorecard.get(now, f.cfg.MaxAge)
+	scores, label, state := f.scorecard.get(now, f.cfg.MaxAge)
+	m.note(label)
 	m.facts.ScorecardState = state
-	if scores != nil {
-		m.Snapshots = append(m.Snapshots, "scorecard "+scores.id)
-		if score, known := scores.numbers[path]; known {
-			m.facts.Scorecard = min(score, 10)
-		} else if state == OK {
-			m.facts.ScorecardState = Missing
-		}
+	if scores == nil {
+		return m
+	}
+	if score, known := scores.numbers[path]; known {
+		m.facts.Scorecard = min(score, 10)
+	} else if state == OK {
+		m.facts.ScorecardState = Missing
 	}
 	return m
 }
 
-func (m *Module) note(feed string, r *records) {
-	if r != nil {
-		m.Snapshots = append(m.Snapshots, feed+" "+r.archive.id)
+func (m *Module) note(label string) {
+	if label != "" {
+		m.Snapshots = append(m.Snapshots, label)
 	}
 }
 

@@ -124,7 +124,7 @@ func (f *Feeds) Close() error {
 }
 
 // A loader reads one kind of feed.
-type loader[T any] interface {
+type loader[T content] interface {
 	// restore reads what was kept of a feed in the network; at is when it was last found to be so.
 	restore() (value T, at time.Time, err error)
 	// load reads the feed, given what it said before.
@@ -132,7 +132,7 @@ type loader[T any] interface {
 }
 
 // A feed is read again and again; the last good value stays.
-type feed[T any] struct {
+type feed[T content] struct {
 	name   string
 	where  string // empty: off
 	loader loader[T]
@@ -140,33 +140,44 @@ type feed[T any] struct {
 	mu    sync.RWMutex // guards what follows
 	value T
 	at    time.Time // when value was last found to be what the feed says; zero: never
+	label string    // its name and the hash of its content
 }
 
-func newFeed[T any](f *Feeds, name, where string, l loader[T]) *feed[T] {
+// content is what a feed holds, with the hash of it.
+type content interface{ digest() string }
+
+func newFeed[T content](f *Feeds, name, where string, l loader[T]) *feed[T] {
 	for _, result := range []string{"ok", "error"} {
 		f.reads.WithLabelValues(name, result)
 	}
 	return &feed[T]{name: name, where: where, loader: l}
 }
 
-// get gives the last good value and its state.
-func (x *feed[T]) get(now time.Time, maxAge time.Duration) (T, string) {
+// get gives the last good value, its label and its state.
+func (x *feed[T]) get(now time.Time, maxAge time.Duration) (value T, label, state string) {
 	if x.where == "" {
-		return x.value, Off
+		return value, "", Off
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	switch {
 	case x.at.IsZero():
-		return x.value, Missing
+		return value, "", Missing
 	case now.Sub(x.at) > maxAge:
-		return x.value, Stale
+		return x.value, x.label, Stale
 	}
-	return x.value, OK
+	return x.value, x.label, OK
+}
+
+// put takes a value in that was found at a time.
+func (x *feed[T]) put(value T, at time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.value, x.at, x.label = value, at, x.name+" "+value.digest()
 }
 
 // begin takes what is at hand in at once, and goes on in the background. Local feeds are read before it returns.
-func begin[T any](ctx context.Context, f *Feeds, x *feed[T]) {
+func begin[T content](ctx context.Context, f *Feeds, x *feed[T]) {
 	if x.where == "" {
 		return
 	}
@@ -175,7 +186,7 @@ func begin[T any](ctx context.Context, f *Feeds, x *feed[T]) {
 		wait = 0
 		value, at, err := x.loader.restore()
 		if err == nil {
-			x.value, x.at = value, at
+			x.put(value, at)
 		} else if !errors.Is(err, os.ErrNotExist) {
 			f.log.LogAttrs(ctx, slog.LevelWarn, "kept feed not read; it is fetched", slog.String("feed", x.name), slog.Any("err", err))
 		}
@@ -200,7 +211,7 @@ func begin[T any](ctx context.Context, f *Feeds, x *feed[T]) {
 // retry is how soon a feed that could not be read is asked again.
 const retry = 5 * time.Minute
 
-func read[T any](ctx context.Context, f *Feeds, x *feed[T]) bool {
+func read[T content](ctx context.Context, f *Feeds, x *feed[T]) bool {
 	x.mu.RLock()
 	before := x.value
 	x.mu.RUnlock()
@@ -214,9 +225,7 @@ func read[T any](ctx context.Context, f *Feeds, x *feed[T]) bool {
 		return false
 	}
 	f.reads.WithLabelValues(x.name, "ok").Inc()
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.value, x.at = value, f.now()
+	x.put(value, f.now())
 	return true
 }
 

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"strings"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/mod/module"
 )
 
@@ -16,7 +17,14 @@ type popular struct {
 	list      []name
 	skeletons map[string]string // what it looks like → the name
 	repos     map[string]string // host and all that follows the owner → the name
+	known     *lru.Cache[string, lookalike]
 }
+
+// lookalike is what a path imitates.
+type lookalike struct{ of, kind string }
+
+// knownPaths is how many paths are remembered: each request asks, and looking through 10,000 names takes up to 1 ms.
+const knownPaths = 1 << 14
 
 // A name is a popular path, made ready to be compared.
 type name struct {
@@ -26,6 +34,7 @@ type name struct {
 
 func newPopular(importers map[string]int) *popular {
 	p := &popular{names: map[string]bool{}, skeletons: map[string]string{}, repos: map[string]string{}}
+	p.known, _ = lru.New[string, lookalike](knownPaths) // the error is for sizes below one
 	for _, path := range sorted(importers) {
 		base := baseOf(path)
 		if importers[path] < popularFrom || p.names[base] {
@@ -47,8 +56,17 @@ func newPopular(importers map[string]int) *popular {
 // imitates tells which popular name a module path can be mistaken for, and by what. What is popular itself, or belongs
 // to the owner of the popular name, imitates nobody.
 func (p *popular) imitates(path string) (of, kind string) {
+	found, ok := p.known.Get(path)
+	if !ok {
+		found.of, found.kind = p.look(path)
+		p.known.Add(path, found)
+	}
+	return found.of, found.kind
+}
+
+func (p *popular) look(path string) (of, kind string) {
 	base := baseOf(path)
-	if p == nil || p.names[base] {
+	if p.names[base] {
 		return "", "none"
 	}
 	if like, ok := p.skeletons[skeleton(base)]; ok && !sameOwner(like, base) {

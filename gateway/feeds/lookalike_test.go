@@ -1,6 +1,7 @@
 package feeds
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -88,5 +89,18 @@ func TestBucket(t *testing.T) {
 		if got := bucket(importers); got != want {
 			t.Errorf("bucket(%d) = %d, want %d", importers, got, want)
 		}
+	}
+}
+
+// BenchmarkImitates is what a path costs that nobody asked for before.
+func BenchmarkImitates(b *testing.B) {
+	importers := map[string]int{}
+	for i := range 10000 {
+		importers[fmt.Sprintf("github.com/owner%d/name%d", i, i*7919%10007)] = 1000
+	}
+	p := newPopular(importers)
+	b.ReportAllocs()
+	for b.Loop() {
+		p.look("github.com/somebody/something")
 	}
 }

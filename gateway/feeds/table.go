@@ -25,6 +25,8 @@ type table struct {
 	popular *popular // of importers
 }
 
+func (t *table) digest() string { return t.id }
+
 // A sheet loads a CSV file with the columns module and one of numbers, in any order, among others.
 type sheet struct {
 	where  string

@@ -34,6 +34,9 @@ func (suite Suite) twoGateways(t *testing.T, a, b *store.Store) {
 			for round := range n {
 				name := fmt.Sprintf("race.example/%s/v%d.zip", r.what, round)
 				won[oneWins(t, gateways, drafts, name)]++
+				if done := round + 1; done%50 == 0 && done < n {
+					t.Logf("%d of %d rounds, after %s", done, n, time.Since(began).Round(time.Second))
+				}
 			}
 			t.Logf("%d rounds of %d bytes in %s: won by the first %d, by the second %d", n, r.bytes, time.Since(began).Round(time.Millisecond), won[0], won[1])
 		})

@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/headgate/headgate/gateway/feeds"
 )
@@ -241,18 +241,21 @@ func TestDatabase(t *testing.T) {
 		write(t, filepath.Join(dir, "index/db.json"), `{"modified":"2020-01-01T00:00:00Z"}`)
 		registry := prometheus.NewRegistry()
 		again := open(t, cfg, feeds.Options{State: state, Registerer: registry})
-		for deadline := time.Now().Add(20 * time.Second); ; <-time.After(10 * time.Millisecond) {
-			if testutil.CollectAndCount(registry, "headgate_feed_reads_total") == 8 && strings.Contains(metrics(t, registry), `feed_reads_total{feed="vulns",result="error"} 1`) {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("the old database was not refused:\n%s", metrics(t, registry))
-			}
-		}
+		awaitError(t, registry)
 		if got := again.Module("example.com/hello", false).Facts("v1.1.0"); got.AsOf.Year() != 2026 {
 			t.Errorf("database as of %s is in force, want the newer one", got.AsOf)
 		}
 	})
+}
+
+// awaitError waits until the feed of vulnerabilities could not be read.
+func awaitError(t *testing.T, r *prometheus.Registry) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(metrics(t, r), `feed_reads_total{feed="vulns",result="error"} 1`); <-time.After(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the feed was not refused:\n%s", metrics(t, r))
+		}
+	}
 }
 
 // change fixes GO-2026-0001 in an earlier version.
@@ -363,19 +366,15 @@ func TestHostileFeeds(t *testing.T) {
 		}
 	})
 	t.Run("redirect", func(t *testing.T) {
-		hit := false
-		other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hit = true }))
+		var hits atomic.Int64
+		other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hits.Add(1) }))
 		t.Cleanup(other.Close)
-		asked := make(chan bool, 10)
-		from := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, other.URL, http.StatusFound)
-			asked <- true
-		}))
+		from := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusFound))
 		t.Cleanup(from.Close)
-		f := open(t, feeds.Config{Vulns: from.URL}, feeds.Options{})
-		<-asked
-		f.Close()
-		if hit {
+		registry := prometheus.NewRegistry()
+		open(t, feeds.Config{Vulns: from.URL}, feeds.Options{Registerer: registry})
+		awaitError(t, registry)
+		if hits.Load() > 0 {
 			t.Error("a redirect was followed")
 		}
 	})

@@ -151,10 +151,10 @@ func wrapped(text string) []string {
 
 // identityProblems holds the codes of identity, a closed list. Codes that an attacker could learn from share one text.
 var identityProblems = map[string]Problem{
-	"CREDENTIAL-MISSING": {Status: 401, Public: "this gateway wants to know who asks", Challenge: "login_required"},
-	"CREDENTIAL-INVALID": {Status: 401, Public: "the credential does not hold", Challenge: "login_required"},
-	"TOKEN-EXPIRED":      {Status: 401, Public: "the token has expired", Challenge: "token_expired"},
-	"TOKEN-REVOKED":      {Status: 401, Public: "the token was revoked", Challenge: "login_required"},
+	"CREDENTIAL-MISSING": {Status: 401, Public: "this gateway wants to know who asks", Challenge: "login_required", Advice: askSignIn},
+	"CREDENTIAL-INVALID": {Status: 401, Public: "the credential does not hold", Challenge: "login_required", Advice: askSignIn},
+	"TOKEN-EXPIRED":      {Status: 401, Public: "the token has expired", Challenge: "token_expired", Advice: askSignIn},
+	"TOKEN-REVOKED":      {Status: 401, Public: "the token was revoked", Challenge: "login_required", Advice: askSignIn},
 	"SESSION-OVER":       {Status: 401, Public: "the session is over", Challenge: "login_required"},
 	"SCOPE":              {Status: 403, Public: "the token's scope does not reach this module", Remedy: "none"},
 	"DEVICE-REQUIRED":    {Status: 403, Public: "this is done on a device that proves itself", Remedy: "none", Challenge: "device_required"},
@@ -174,6 +174,9 @@ var identityProblems = map[string]Problem{
 	"ISSUER-DOWN":        {Status: 503, Public: "the identity provider cannot be asked", RetryAfter: 10},
 	"STATE-DOWN":         {Status: 503, Public: "the state database cannot be asked", RetryAfter: 10},
 }
+
+// askSignIn is what somebody does whose credential does not hold; whoever set the go command up by hand asks doctor why.
+var askSignIn = []string{"to sign in: headgate login; to see what is wrong here: headgate doctor"}
 
 // askDevices is what somebody does whose device is refused.
 var askDevices = []string{"ask whoever looks after devices, and name the decision below"}

@@ -71,7 +71,7 @@ func FuzzNetrc(f *testing.F) {
 		if got := netrcPassword(set, "go.example"); got != "hg_hu_secret" {
 			t.Errorf("after setNetrc of %q the password is %q in %q", text, got, set)
 		}
-		if done, err := change.undo("go.example", "another"); done || err != nil {
+		if done, err := change.undo("go.example", "hg_hu_SECRET"); done || err != nil {
 			t.Errorf("undo of another's entry: %v %v", done, err)
 		}
 		if done, err := change.undo("go.example", "hg_hu_secret"); !done || err != nil {

@@ -67,6 +67,13 @@ func TestSameBuildThreeWays(t *testing.T) {
 			})
 		}
 	})
+	t.Run("without a credential", func(t *testing.T) {
+		m := c.machine(t)
+		m.env = []string{"GOENV=off", "GOPROXY=" + c.url}
+		if stderr, err := m.build(); err == nil || !strings.Contains(stderr, "CREDENTIAL-MISSING: this gateway wants to know who asks\n\tto sign in: headgate login;") {
+			t.Errorf("go build: %v, want what to do in the terminal:\n%s", err, stderr)
+		}
+	})
 	t.Run("through the agent", func(t *testing.T) {
 		m := c.machine(t)
 		m.enrol("laptop-17", "person-ann")

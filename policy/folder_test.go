@@ -14,6 +14,7 @@ import (
 
 	"github.com/headgate/headgate/policies"
 	"github.com/headgate/headgate/policy"
+	"github.com/headgate/headgate/policy/git"
 )
 
 // denyExample is a change of teams.yaml that denies example.com.
@@ -322,14 +323,21 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestConfigValidate(t *testing.T) {
+	goodGit := git.Config{URL: "https://h/p", Branch: "main", AllowedSigners: "s"}
 	for name, tt := range map[string]struct {
 		cfg  policy.Config
 		want string
 	}{
-		"unknown source":          {policy.Config{Source: "http"}, `source: "http" is unknown; want embedded, folder or git`},
-		"folder without a path":   {policy.Config{Source: "folder"}, "path: is empty"},
-		"embedded with a path":    {policy.Config{Source: "embedded", Path: "x"}, `path: "x" is not used`},
-		"path without any source": {policy.Config{Path: "x"}, `path: "x" is not used`},
+		"unknown source":            {policy.Config{Source: "http"}, `source: "http" is unknown; want embedded, folder or git`},
+		"folder without a path":     {policy.Config{Source: "folder"}, "path: is empty"},
+		"embedded with a path":      {policy.Config{Source: "embedded", Path: "x"}, `path: "x" is not used`},
+		"git without a URL":         {policy.Config{Source: "git", Git: git.Config{Branch: "main", AllowedSigners: "s"}}, "git.url: is no address"},
+		"git with a path":           {policy.Config{Source: "git", Path: "x", Git: goodGit}, `path: "x" is not used by source git`},
+		"git section, other source": {policy.Config{Source: "folder", Path: "x", Git: goodGit}, "git: is not used without source: git"},
+		"rollback without git":      {policy.Config{RollbackTo: policy.Rollback{Revision: "x", Until: "2027-01-20"}}, "rollback_to: goes with source: git"},
+		"rollback without an end":   {policy.Config{Source: "git", Git: goodGit, RollbackTo: policy.Rollback{Revision: "x"}}, "rollback_to.until: "},
+		"rollback to nothing":       {policy.Config{Source: "git", Git: goodGit, RollbackTo: policy.Rollback{Until: "2027-01-20"}}, "rollback_to.revision: is empty"},
+		"path without any source":   {policy.Config{Path: "x"}, `path: "x" is not used`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if errs := tt.cfg.Validate(); len(errs) != 1 || !strings.HasPrefix(errs[0].Error(), tt.want) {

@@ -161,7 +161,7 @@ func (e *Engine) kept(b *bundle, c candidate) Record {
 }
 
 func (e *Engine) activate(g *Generation, ev Event, r Record) {
-	ev.Active, ev.State = true, ""
+	ev.Time, ev.Active, ev.State = time.Now(), true, ""
 	if old := e.current.Swap(g); old != nil {
 		ev.Previous = old.digest
 	}
@@ -193,6 +193,7 @@ func (e *Engine) reject(ev *Event) {
 	if old := e.current.Load(); old != nil {
 		ev.Previous = old.digest
 	}
+	ev.Time = time.Now()
 	e.mu.Lock()
 	e.status.Rejection = ev
 	e.mu.Unlock()

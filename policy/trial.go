@@ -55,8 +55,10 @@ func (e *Engine) gate(ctx context.Context, b *bundle) (state string, err error) 
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		text, _, _ := strings.Cut(errs.String(), "\n")
-		return stateChecked, fmt.Errorf("checking and testing ended at its limits: %w: %s", err, text)
+		if text, _, _ := strings.Cut(errs.String(), "\n"); text != "" {
+			err = fmt.Errorf("%w: %s", err, text)
+		}
+		return stateChecked, fmt.Errorf("checking and testing ended at its limits: %w", err)
 	}
 	var v verdict
 	if err := json.Unmarshal(out.Bytes(), &v); err != nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
 )
@@ -77,7 +78,7 @@ func careBench(t *testing.T, dir string, up *mirrortest.Server) *bench {
 	t.Helper()
 	b := &bench{up: up, cfg: mirror.Config{Offline: true, Sumdb: []string{up.Key()}, Store: filepath.Join(dir, "store")}}
 	b.open(t, func(_ *mirror.Config, o *mirror.Options) {
-		o.DB, o.State, o.Host = openSQL(t, filepath.Join(dir, "state.db")), dir, "localhost"
+		o.DB, o.State, o.Host = statetest.OpenAt(t, filepath.Join(dir, "state.db")), dir, "localhost"
 	})
 	return b
 }
@@ -105,7 +106,7 @@ func TestChildCares(t *testing.T) {
 	}
 	steps := make(chan int, 1) // of one: writers come from many goroutines
 	steps <- -1 << 30          // not before the operation begins
-	o := mirror.Options{DB: openSQL(t, filepath.Join(dir, "state.db")), State: dir, Host: "localhost"}
+	o := mirror.Options{DB: statetest.OpenAt(t, filepath.Join(dir, "state.db")), State: dir, Host: "localhost"}
 	o.WithStep(func(string) {
 		n := <-steps
 		if n == deadly {
@@ -160,7 +161,7 @@ func TestSoakImport(t *testing.T) {
 		cfg = mirror.Config{Upstreams: []string{up.URL}, Sumdb: []string{up.Key()}}
 	}
 	cfg.Store = t.TempDir()
-	db, state := openSQL(t, filepath.Join(cfg.Store, "state.db")), t.TempDir()
+	db, state := statetest.OpenAt(t, filepath.Join(cfg.Store, "state.db")), t.TempDir()
 	m, err := mirror.New(t.Context(), cfg, mirror.Options{DB: db, State: state, Host: "localhost"})
 	if err != nil {
 		t.Fatal(err)

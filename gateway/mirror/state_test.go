@@ -18,28 +18,22 @@ import (
 	xmodule "golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/dirhash"
 	modzip "golang.org/x/mod/zip"
-	_ "modernc.org/sqlite" // the driver of the default state database
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
 )
 
-// openSQL opens a SQLite file as the gateway does.
-func openSQL(tb testing.TB, file string) *sql.DB {
-	tb.Helper()
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { db.Close() })
-	return db
+// TestOnPostgres runs what keeps state again, on PostgreSQL.
+func TestOnPostgres(t *testing.T) {
+	statetest.OnPostgres(t, "^(TestStoreOlder|TestUntagged|TestAge|TestLicences|TestSecondBundle|TestQuarantine|TestAnotherGateways|TestOtherBytesAfter|TestForkedPublic|TestC46|TestOwnDatabase|TestC51|TestIndex|TestRetraction|TestUnreadable|TestMovedTag)")
 }
 
 // withState gives a mirror a state database, and one age source.
 func withState(tb testing.TB, more ...func(*mirror.Config)) func(*mirror.Config, *mirror.Options) {
 	tb.Helper()
 	dir := tb.TempDir()
-	db := openSQL(tb, filepath.Join(dir, "state.db"))
+	db := statetest.OpenAt(tb, filepath.Join(dir, "state.db"))
 	return func(c *mirror.Config, o *mirror.Options) {
 		c.AgeSources, c.FactsWait = []string{"index"}, 2*time.Second
 		o.DB, o.State, o.Host = db, dir, "go.corp.example"

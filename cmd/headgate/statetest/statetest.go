@@ -3,7 +3,9 @@
 package statetest
 
 import (
+	"crypto/sha256"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 	_ "modernc.org/sqlite"             // the driver "sqlite"
 )
@@ -25,6 +28,9 @@ const variable = "HEADGATE_TEST_POSTGRES"
 
 // fileConns is how many connections an SQLite file has at most: those that wait to write there are served by chance.
 const fileConns = 16
+
+// serverConns is how many connections to a server one process has at most, as in the gateway.
+const serverConns = 32
 
 // URL is the PostgreSQL server of this run, or "" where tests use SQLite.
 func URL() string { return os.Getenv(variable) }
@@ -36,6 +42,18 @@ func OpenDB(tb testing.TB) *sql.DB {
 		return open(tb, "pgx", NewDatabase(tb, URL()))
 	}
 	return OpenFile(tb, filepath.Join(tb.TempDir(), "state.db"))
+}
+
+// OpenAt opens the database of a file: the file itself, or on PostgreSQL the one that is named after it. It is the same
+// one for whoever opens that file in this run, also in another process.
+func OpenAt(tb testing.TB, file string) *sql.DB {
+	tb.Helper()
+	if URL() == "" {
+		return OpenFile(tb, file)
+	}
+	name := fmt.Sprintf("file_%x", sha256.Sum256([]byte(file)))[:40]
+	create(tb, URL(), name)
+	return open(tb, "pgx", strings.Replace(URL(), "/postgres?", "/"+name+"?", 1))
 }
 
 // OpenFile opens a SQLite file as the gateway does.
@@ -52,18 +70,35 @@ func open(tb testing.TB, driver, dsn string) *sql.DB {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	if driver == "pgx" {
+		db.SetMaxOpenConns(serverConns)
+	}
 	tb.Cleanup(func() { _ = db.Close() })
 	return db
 }
+
+// duplicateDatabase is the SQLSTATE of a database that exists already.
+const duplicateDatabase = "42P04"
 
 var databases atomic.Int64
 
 // NewDatabase makes an empty database on a server and gives its URL; it goes with the test.
 func NewDatabase(tb testing.TB, server string) string {
 	tb.Helper()
-	admin := open(tb, "pgx", server)
 	name := fmt.Sprintf("test_%d_%d", os.Getpid(), databases.Add(1))
-	if _, err := admin.Exec("CREATE DATABASE " + name); err != nil {
+	create(tb, server, name)
+	return strings.Replace(server, "/postgres?", "/"+name+"?", 1)
+}
+
+// create makes an empty database where there is none of that name; it goes with the test that made it.
+func create(tb testing.TB, server, name string) {
+	tb.Helper()
+	admin := open(tb, "pgx", server)
+	_, err := admin.Exec("CREATE DATABASE " + name)
+	if failed, ok := errors.AsType[*pgconn.PgError](err); ok && failed.Code == duplicateDatabase {
+		return
+	}
+	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
@@ -71,7 +106,6 @@ func NewDatabase(tb testing.TB, server string) string {
 			tb.Error(err)
 		}
 	})
-	return strings.Replace(server, "/postgres?", "/"+name+"?", 1)
 }
 
 // OnPostgres runs the tests of this binary whose names fit again, with PostgreSQL below them.

@@ -19,8 +19,8 @@ import (
 	modsumdb "golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
-	_ "modernc.org/sqlite" // the driver of the default state database
 
+	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/gateway/mirror/sumdb"
 )
 
@@ -53,13 +53,14 @@ func startOwn(tb testing.TB) *ownBed {
 	return b
 }
 
+// TestOnPostgres runs the tests of our own database again, on PostgreSQL.
+func TestOnPostgres(t *testing.T) {
+	statetest.OnPostgres(t, "^TestOwn")
+}
+
 func openSQL(tb testing.TB, file string) *sql.DB {
 	tb.Helper()
-	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_txlock=immediate")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { db.Close() })
+	db := statetest.OpenAt(tb, file)
 	text, err := os.ReadFile("../migrations/00001_state.sql")
 	if err != nil {
 		tb.Fatal(err)

@@ -7,5 +7,5 @@ import "embed"
 
 // FS is the default bundle.
 //
-//go:embed bundle.yaml config/*.yaml access release rules path cooldown malware vulns licence retraction lookalike integrity toolchain waiver
+//go:embed bundle.yaml config/*.yaml tests/*.yaml access release rules path cooldown malware vulns licence retraction lookalike integrity toolchain waiver
 var FS embed.FS

@@ -26,7 +26,7 @@ import (
 
 // TestOnPostgres runs what keeps state again, on PostgreSQL.
 func TestOnPostgres(t *testing.T) {
-	statetest.OnPostgres(t, "^(TestStoreOlder|TestUntagged|TestAge|TestLicences|TestSecondBundle|TestQuarantine|TestAnotherGateways|TestOtherBytesAfter|TestForkedPublic|TestC46|TestOwnDatabase|TestC51|TestIndex|TestRetraction|TestUnreadable|TestMovedTag)")
+	statetest.OnPostgres(t, "^(TestStoreOlder|TestUntagged|TestAge|TestLicences|TestSecondBundle|TestQuarantine|TestAnotherGateways|TestOtherBytesAfter|TestForkedPublic|TestC46|TestOwnDatabase|TestC51|TestIndex|TestRetraction|TestUnreadable|TestMovedTag|TestTwoGateways)")
 }
 
 // withState gives a mirror a state database, and one age source.

@@ -163,7 +163,7 @@ func TestPolicyState(t *testing.T) {
 	for b.policy.Status().Rejection == nil && time.Now().Before(deadline) {
 		<-time.After(10 * time.Millisecond)
 	}
-	r := httptest.NewRequest("GET", "http://localhost/-/api/v1/policy", nil)
+	r := httptest.NewRequest(http.MethodGet, "http://localhost/-/api/v1/policy", nil)
 	admin := identity.Principal{Subject: identity.Subject{Type: identity.Person, ID: "user:root", Method: "socket"}, Scope: identity.Scope{Actions: []string{identity.ActionAdmin}}}
 	w := httptest.NewRecorder()
 	b.local.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, admin)))

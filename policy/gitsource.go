@@ -75,7 +75,7 @@ func (e *Engine) Look() {
 func (e *Engine) follow(ctx context.Context) {
 	for {
 		poll := e.git.Poll()
-		timer := time.NewTimer(poll + rand.N(poll)) //nolint:gosec // jitter
+		timer := time.NewTimer(poll + rand.N(poll))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:

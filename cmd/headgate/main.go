@@ -68,10 +68,10 @@ type useError struct{ error }
 
 func (e *useError) Unwrap() error { return e.error }
 
-// A noAnswer is the answer no of a verb that asks something.
-type noAnswer struct{ error }
+// A noError is the answer no of a verb that asks something, which is done as well as a yes.
+type noError struct{ error }
 
-func (e *noAnswer) Unwrap() error { return e.error }
+func (e *noError) Unwrap() error { return e.error }
 
 func exitCode(err error) int {
 	if damage, ok := errors.AsType[*audit.DamageError](err); ok {
@@ -83,7 +83,7 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[*configError](err); ok {
 		return exitUse
 	}
-	if _, ok := errors.AsType[*noAnswer](err); ok {
+	if _, ok := errors.AsType[*noError](err); ok {
 		return exitNo
 	}
 	return exitFailed

@@ -39,7 +39,7 @@ Exit codes: 0 a policy is active and the source's newest revision is good, 1 it 
 				err = printPolicy(cmd.OutOrStdout(), s)
 			}
 			if err == nil && (s.Revision == "" || s.Rejection != nil || s.Stale) {
-				err = &noAnswer{fmt.Errorf("policy is not what its source says: %s", policyTrouble(s))}
+				err = &noError{fmt.Errorf("policy is not what its source says: %s", policyTrouble(s))}
 			}
 			return err
 		},

@@ -47,7 +47,7 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime 200ms ./audit ./identity ./policy ./gateway/...
 
 soak:
-	SOAK=1 $(GO) test -count=1 -v -timeout 60m -run 'TestKill|TestHerd|TestSuiteOn' ./audit ./cmd/headgate ./gateway/mirror/store
+	SOAK=1 $(GO) test -count=1 -v -timeout 6h -run 'TestKill|TestHerd|TestSuiteOn|TestFleetLock' ./audit ./cmd/headgate ./gateway/mirror/store
 	$(GO) run ./cmd/headgate-demo download
 
 fuzz:

@@ -229,7 +229,8 @@ func (s *state) beginFeed(ctx context.Context, url string, from int64) error {
 		}
 	}
 	if err == nil {
-		_, err = tx.ExecContext(ctx, `INSERT INTO mirror_feed_cursor (one, url, next, asked, kept) VALUES (1, $1, $2, 0, 0)`, url, from)
+		_, err = tx.ExecContext(ctx, `INSERT INTO mirror_feed_cursor (one, url, next, asked, kept) VALUES (1, $1, $2, 0, 0)
+			ON CONFLICT (one) DO UPDATE SET url = excluded.url, next = excluded.next, asked = 0, kept = 0`, url, from) // another gateway began at once
 	}
 	if err != nil {
 		return fmt.Errorf("opening the index feed's cursor: %w", errors.Join(err, tx.Rollback()))

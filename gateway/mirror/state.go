@@ -143,6 +143,11 @@ func (s *state) transact(ctx context.Context, list []*sighting) (err error) {
 			err = errors.Join(fmt.Errorf("noting versions: %w", err), tx.Rollback())
 		}
 	}()
+	// The clock's row is locked first, whatever is noted: gateways that lock rows of versions in different orders would
+	// wait for each other.
+	if _, err := tx.ExecContext(ctx, `UPDATE mirror_index_clock SET last = last WHERE one = 1`); err != nil {
+		return err
+	}
 	now := micros(s.now())
 	for _, x := range list {
 		if err := s.upsert(ctx, tx, x, now); err != nil {
@@ -161,7 +166,7 @@ func (s *state) upsert(ctx context.Context, tx *sql.Tx, x *sighting, now int64) 
 			return err
 		}
 		if place == 0 {
-			// The clock's row is a lock until the commit: a later place is never seen before an earlier one.
+			// The lock lasts until the commit: a later place is never seen before an earlier one.
 			if err := tx.QueryRowContext(ctx, `UPDATE mirror_index_clock SET last = CASE WHEN last < $1 THEN $1 ELSE last + 1 END
 				WHERE one = 1 RETURNING last`, now).Scan(&place); err != nil {
 				return err

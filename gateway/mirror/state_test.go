@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -422,6 +423,54 @@ func TestMovedTagIsAnIncident(t *testing.T) {
 	}
 	if n := b.metric(t, "headgate_mirror_conflicts_total"); n != 1 {
 		t.Errorf("%v incidents counted, want 1", n)
+	}
+}
+
+// Two gateways over one database note the same versions at once, each in another order: none waits for the other for
+// ever, each version has one place in the index, and both give the same one.
+func TestTwoGatewaysNoteTheSameVersions(t *testing.T) {
+	const n = 30
+	var archives []string
+	for i := range n {
+		archives = append(archives, module(fmt.Sprintf("example.com/m%02d", i), "v1.0.0"))
+	}
+	up := mirrortest.Start(t, archives...)
+	dir := t.TempDir()
+	gateway := func(c *mirror.Config, o *mirror.Options) {
+		c.AgeSources, c.FactsWait = []string{"index"}, 2*time.Second
+		c.OwnSumdb.KeyFile = filepath.Join(dir, "sumdb.key")
+		o.DB, o.State, o.Host = statetest.OpenAt(t, filepath.Join(dir, "state.db")), t.TempDir(), "go.corp.example"
+	}
+	both := []*bench{start(t, up, gateway), start(t, up, gateway)}
+	var all sync.WaitGroup
+	for g, b := range both {
+		for i := range n {
+			if g == 1 {
+				i = n - 1 - i
+			}
+			path := fmt.Sprintf("example.com/m%02d", i)
+			for _, ask := range []string{"/" + path + "/@v/v1.0.0.info", "/" + path + "/@v/v1.0.0.zip", b.own(t) + "/lookup/" + path + "@v1.0.0"} {
+				all.Go(func() {
+					if _, _, err := b.get(t.Context(), ask); err != nil {
+						t.Errorf("gateway %d, %s: %v", g, ask, err)
+					}
+				})
+			}
+		}
+	}
+	all.Wait()
+	one, err1 := both[0].Index(t.Context(), time.Time{}, 2000)
+	two, err2 := both[1].Index(t.Context(), time.Time{}, 2000)
+	if err := errors.Join(err1, err2); err != nil || len(one) != n || !slices.Equal(one, two) {
+		t.Errorf("indexes of two gateways have %d and %d entries, want %d, the same: %v", len(one), len(two), n, err)
+	}
+	for i := range n {
+		ask := fmt.Sprintf("%s/lookup/example.com/m%02d@v1.0.0", both[0].own(t), i)
+		a, _ := both[0].must(t, ask)
+		b, _ := both[1].must(t, ask)
+		if record(a) != record(b) || strings.SplitN(a, "\n", 2)[0] != strings.SplitN(b, "\n", 2)[0] {
+			t.Errorf("one version, two records:\n%s\n%s", a, b)
+		}
 	}
 }
 

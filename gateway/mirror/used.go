@@ -1,9 +1,13 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,14 +108,19 @@ func (m *Mirror) flushUsed(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for v, at := range list {
+	// In one order in all gateways: two that lock the same rows in different orders would wait for each other.
+	for _, v := range slices.SortedFunc(maps.Keys(list), compareModules) {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO mirror_used (path, version, used) VALUES ($1, $2, $3)
 			ON CONFLICT (path, version) DO UPDATE SET used = excluded.used`,
-			v.Path, v.Version, at*usedGrain.Microseconds()); err != nil {
+			v.Path, v.Version, list[v]*usedGrain.Microseconds()); err != nil {
 			return errors.Join(err, tx.Rollback())
 		}
 	}
 	return tx.Commit()
+}
+
+func compareModules(a, b module.Version) int {
+	return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Version, b.Version))
 }
 
 // lastUsed gives when each version was last used, as far as that was noted.

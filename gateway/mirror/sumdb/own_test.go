@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -538,5 +539,29 @@ func BenchmarkOwnRecord(b *testing.B) {
 	for b.Loop() {
 		bed.lookup(b, version(i))
 		i++
+	}
+}
+
+// Gateways that start at once over one key file sign with one key.
+func TestOwnKeyIsMadeOnce(t *testing.T) {
+	b, dir := startOwn(t), t.TempDir()
+	b.opt.DB, b.opt.KeyFile = openSQL(t, filepath.Join(dir, "state.db")), filepath.Join(dir, "new", "sumdb.key")
+	keys := make([]string, 8)
+	var group sync.WaitGroup
+	for i := range keys {
+		group.Go(func() {
+			opt := b.opt
+			opt.HeadFile = filepath.Join(dir, fmt.Sprint(i, ".head"))
+			own, err := sumdb.OpenOwn(t.Context(), opt)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			keys[i] = own.Key()
+		})
+	}
+	group.Wait()
+	if slices.Sort(keys); keys[0] != keys[len(keys)-1] || keys[0] == "" {
+		t.Errorf("keys: %q", slices.Compact(keys))
 	}
 }

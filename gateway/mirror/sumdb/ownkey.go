@@ -123,7 +123,11 @@ func makeKey(o OwnOptions) error {
 	if err := os.MkdirAll(filepath.Dir(o.KeyFile), 0o700); err != nil {
 		return err
 	}
-	return replaceFile(o.KeyFile, []byte(skey+"\n"))
+	// Of two gateways that start at once over one file, one makes the key and the other takes it.
+	if err := putFile(o.KeyFile, []byte(skey+"\n"), os.Link); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 // A keyPair signs and verifies.
@@ -160,7 +164,10 @@ func parseSigner(skey string) (keyPair, error) {
 }
 
 // replaceFile puts b under name, 0600 and durable: a reader sees the old bytes or the new.
-func replaceFile(name string, b []byte) error {
+func replaceFile(name string, b []byte) error { return putFile(name, b, os.Rename) }
+
+// putFile writes a whole file beside name and gives it that name, durably: with os.Link only where there is none yet.
+func putFile(name string, b []byte, put func(from, to string) error) error {
 	dir := filepath.Dir(name)
 	f, err := os.CreateTemp(dir, filepath.Base(name)+".*") // 0600
 	if err != nil {
@@ -171,7 +178,7 @@ func replaceFile(name string, b []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), name); err != nil {
+	if err := put(f.Name(), name); err != nil {
 		return err
 	}
 	d, err := os.Open(dir)

@@ -25,6 +25,8 @@ type Config struct {
 	Ceilings Ceilings `yaml:"ceilings"`
 	// Devices says which machines may prove themselves, and how; empty: none.
 	Devices Devices `yaml:"devices"`
+	// Notices says who is told before a token ends; empty: nobody.
+	Notices Notices `yaml:"notices"`
 }
 
 // An Issuer is one OpenID provider.
@@ -118,7 +120,7 @@ func (c Config) Validate() []error {
 		}
 		names[i.Name], urls[i.URL], providers[provider] = n, n, n
 	}
-	return append(append(errs, c.Ceilings.validate()...), c.Devices.validate()...)
+	return slices.Concat(errs, c.Ceilings.validate(), c.Devices.validate(), c.Notices.validate())
 }
 
 func (i Issuer) validate() []error {
@@ -191,6 +193,7 @@ func (c Ceilings) validate() []error {
 
 func (c *Config) setDefaults() {
 	c.Devices.setDefaults()
+	c.Notices.setDefaults()
 	c.Issuers = slices.Clone(c.Issuers)
 	for n := range c.Issuers {
 		i := &c.Issuers[n]

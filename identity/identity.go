@@ -39,8 +39,9 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer receives the metrics; nil registers none.
 	Registerer prometheus.Registerer
-	// HTTPClient speaks to issuers that have no ca_file; nil is a client with the
-	// system's roots. Its Transport and Timeout are taken, its redirect rule is not.
+	// HTTPClient speaks to issuers that have no ca_file, and to the receiver of notices;
+	// nil is a client with the system's roots. Its Transport is taken, for issuers its
+	// Timeout too, its redirect rule is not.
 	HTTPClient *http.Client
 	// Fingerprint, if not nil, makes Credential.Fingerprint out of the text of a
 	// credential. It must be keyed, since it is handed on to records.
@@ -56,6 +57,7 @@ type Service struct {
 	store       *store
 	tokens      *registry
 	devices     *devices // nil: none are configured
+	notices     *notices // nil: nobody is told of tokens that end
 	metrics     *metrics
 	fingerprint func([]byte) string
 
@@ -104,6 +106,9 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 			return nil, err
 		}
 	}
+	if s.notices, err = newNotices(cfg.Notices, o); err != nil {
+		return nil, err
+	}
 	s.tokens = newRegistry(cfg.Ceilings)
 	if err := s.load(ctx); err != nil {
 		return nil, err
@@ -120,6 +125,9 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	}
 	if s.devices != nil {
 		s.done.Go(func() { s.devices.run(running) })
+	}
+	if s.notices != nil {
+		s.done.Go(func() { s.tell(running) })
 	}
 	return s, nil
 }

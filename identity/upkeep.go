@@ -28,7 +28,7 @@ func (s *Service) upkeep(ctx context.Context) {
 		case <-flush.C:
 			err = s.flush(ctx)
 		case <-sweep.C:
-			err = errors.Join(s.sweep(ctx, time.Now().Add(-keepExpired)), s.store.sweepSignIns(ctx, time.Now()))
+			err = errors.Join(s.sweep(ctx, time.Now().Add(-keepExpired)), s.store.sweepSignIns(ctx, time.Now()), s.store.sweepNotices(ctx))
 		}
 		if err != nil && ctx.Err() == nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "upkeep of tokens failed, it is tried again", slog.Any("err", err))

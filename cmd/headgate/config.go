@@ -104,6 +104,8 @@ func (c *config) files() []namedFile {
 		{"gateway.hooks.secret_file", &c.Gateway.Hooks.SecretFile, true},
 		{"identity.database", &c.Identity.Database, false},
 		{"identity.pepper_file", &c.Identity.PepperFile, true},
+		{"identity.notices.secret_file", &c.Identity.Notices.SecretFile, true},
+		{"identity.notices.ca_file", &c.Identity.Notices.CAFile, true},
 		{"policy.path", &c.Policy.Path, true},
 		{"policy.git.allowed_signers_file", &c.Policy.Git.AllowedSigners, true},
 		{"policy.git.revoked_signers_file", &c.Policy.Git.RevokedSigners, true},

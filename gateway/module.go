@@ -44,6 +44,7 @@ func (s *Server) answer(ctx context.Context, x *exchange) (*answer, error) {
 	}
 	if x.r.ContentLength != 0 {
 		_ = x.w.control.SetReadDeadline(time.Now()) // net/http would wait for the rest of the body before it answers
+		x.w.Header().Set("Connection", "close")     // where it ends may be in doubt: RFC 9112, 6.3
 		return nil, fmt.Errorf("answering %s with a body: %w", x.r.Method, errRequest)
 	}
 	target, ctx, err := s.target(ctx, x.r)

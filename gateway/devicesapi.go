@@ -26,7 +26,14 @@ type EnrolRequest struct {
 	Platform string `json:"platform,omitempty"` // linux, darwin, windows
 }
 
-// Enrolled is the answer to an EnrolRequest.
+// RenewRequest is the body of POST /-/api/v1/devices/renew on the listener of devices. The present certificate is the only
+// credential, and says which device it is.
+type RenewRequest struct {
+	CSR   string `json:"csr"`             // PEM, with a new key
+	Early bool   `json:"early,omitempty"` // before the last third of the certificate's life
+}
+
+// Enrolled is the answer to an EnrolRequest and a RenewRequest.
 type Enrolled struct {
 	Device string `json:"device"`
 	Chain  string `json:"chain"` // PEM: the certificate, then the authority's
@@ -41,6 +48,7 @@ func (s *Server) deviceRoutes(mux *http.ServeMux) {
 	mux.Handle("POST /-/api/v1/devices/{id}/unblock", s.admin("device.unblock", s.unblockDevice))
 	mux.Handle("DELETE /-/api/v1/devices/{id}", s.admin("device.delete", s.deleteDevice))
 	mux.HandleFunc("POST /-/api/v1/devices/enrol", s.enrol)
+	mux.HandleFunc("POST /-/api/v1/devices/renew", s.renew)
 }
 
 func (s *Server) listDevices(x *exchange, _ identity.Principal) (func(context.Context) (any, error), error) {
@@ -126,6 +134,41 @@ func (s *Server) draftEnrolment(x *exchange) (identity.EnrolmentDraft, error) {
 	if err == nil {
 		x.rec.Device = audit.Device{ID: draft.Device.ID, State: draft.Device.State, SPKI: shortKey(draft.Device.SPKI)}
 		x.rec.Change = audit.Change{Object: "device " + draft.Device.ID, Note: "enrolled at " + time.Now().UTC().Format(time.RFC3339)}
+	}
+	return draft, err
+}
+
+// renew answers a device that wants its certificate for a new key. The record is durable before anything is signed.
+func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := deadline(r.Context())
+	defer cancel()
+	limitBody(w, r)
+	x := s.begin(w, r)
+	x.action, x.rec.Kind, x.rec.Action = "api", audit.KindAuth, "device.renew"
+	draft, err := s.draftRenewal(x)
+	if err := s.record(ctx, x.decided(nil, err), err); err != nil {
+		x.apiError(err)
+		return
+	}
+	chain, err := s.identity.Renew(ctx, draft)
+	if err != nil {
+		x.failed(err)
+		x.apiError(err)
+		return
+	}
+	x.json(http.StatusOK, Enrolled{Device: draft.Device.ID, Chain: chain, URL: s.DeviceURL()})
+}
+
+func (s *Server) draftRenewal(x *exchange) (identity.RenewalDraft, error) {
+	var q RenewRequest
+	if err := readJSON(x.r, &q); err != nil {
+		return identity.RenewalDraft{}, err
+	}
+	draft, err := s.identity.DraftRenewal(x.r, q.CSR, q.Early)
+	x.authenticated(identity.Principal{Subject: identity.Subject{ID: draft.Device.Owner, Issuer: draft.Device.OwnerIssuer}}, err)
+	if err == nil {
+		x.rec.Device = audit.Device{ID: draft.Device.ID, State: draft.Device.State, SPKI: shortKey(draft.Device.SPKI)}
+		x.rec.Change = audit.Change{Object: "device " + draft.Device.ID, Note: fmt.Sprintf("renewed for another key, early %t", q.Early)}
 	}
 	return draft, err
 }

@@ -192,7 +192,7 @@ func (v *deviceView) judgeInventory(p *proof, now time.Time) {
 		p.fail(stepInventory, DeviceBlockedCode, fmt.Errorf("device %s is blocked in the inventory", p.device.ID))
 	case row.state != DeviceEnrolled:
 		p.fail(stepInventory, DeviceUnknown, fmt.Errorf("device %s is not enrolled in the inventory", p.device.ID))
-	case row.serial != "" && row.serial != p.device.Serial, row.spki != "" && row.spki != p.device.SPKI:
+	case row.serial != "" && row.serial != p.device.Serial, !row.holds(p.device, now):
 		p.fail(stepInventory, DeviceMismatch, fmt.Errorf("device %s was enrolled with another certificate", p.device.ID))
 	}
 	p.row = row
@@ -206,6 +206,7 @@ func (v *deviceView) judgeInventory(p *proof, now time.Time) {
 func (v *deviceView) enrolled(id string, now time.Time) (deviceRow, bool) {
 	if c := v.inventory.current(now); c != nil {
 		if row, ok := c.rows[id]; ok {
+			row.former = v.local[id].Former
 			return row, true
 		}
 	}
@@ -215,7 +216,26 @@ func (v *deviceView) enrolled(id string, now time.Time) (deviceRow, bool) {
 	}
 	return deviceRow{
 		id: id, state: l.State, owner: l.Owner, ownerIssuer: l.OwnerIssuer, shared: l.Shared, spki: l.SPKI, platform: l.Platform,
+		former: l.Former,
 	}, true
+}
+
+// holds tells whether the key of a device is the one that it was enrolled with, or was until shortly; for what was minted
+// on it before, whenever.
+func (r deviceRow) holds(d Device, now time.Time) bool {
+	return r.spki == "" || r.spki == d.SPKI || slices.ContainsFunc(r.former, func(f FormerKey) bool {
+		return f.SPKI == d.SPKI && (d.Proof == "token" || now.Before(f.Until))
+	})
+}
+
+// bound tells whether a token is bound to this device: by the key that is proved now, or by one that the device had, or
+// has since.
+func (p *proof) bound(b *Binding) bool {
+	if b.Device != p.device.ID {
+		return false
+	}
+	return b.SPKI == p.device.SPKI || p.row.id != "" && (b.SPKI == p.row.spki ||
+		slices.ContainsFunc(p.row.former, func(f FormerKey) bool { return f.SPKI == b.SPKI }))
 }
 
 // ownedBy tells whether a subject may use what the device was enrolled as.
@@ -273,7 +293,7 @@ func (s *Service) join(p *proof, sub Subject, bound *Binding) *Error {
 	switch {
 	case bound == nil:
 		p.note(stepToken, "none")
-	case bound.Device != p.device.ID || bound.SPKI != p.device.SPKI:
+	case !p.bound(bound):
 		p.fail(stepToken, DeviceMismatch, fmt.Errorf("the token is bound to device %s", bound.Device))
 	default:
 		p.note(stepToken, "ok")

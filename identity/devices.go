@@ -279,6 +279,9 @@ func stoppedKeys(local map[string]LocalDevice) map[string]string {
 	for id, l := range local {
 		if l.State != DeviceEnrolled && l.SPKI != "" {
 			keys[l.SPKI] = id
+			for _, f := range l.Former {
+				keys[f.SPKI] = id
+			}
 		}
 	}
 	return keys

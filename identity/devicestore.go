@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -30,11 +31,14 @@ type LocalDevice struct {
 	Note        string    `json:"note,omitempty"`
 	Created     time.Time `json:"created"`
 	Changed     time.Time `json:"changed"`
+
+	// Former are the keys that it had before it renewed its certificate, the newest last.
+	Former []FormerKey `json:"former,omitempty"`
 }
 
 // readDevices reads the devices that changed behind a place of the clock, in that order.
 func (s *store) readDevices(ctx context.Context, behind int64) ([]LocalDevice, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT id, state, owner_issuer, owner, shared, platform, serial, spki, note, created, updated
+	rows, err := s.db.QueryContext(ctx, `SELECT id, state, owner_issuer, owner, shared, platform, serial, spki, note, created, updated, former
 		FROM identity_devices WHERE changed > $1 ORDER BY changed`, behind)
 	if err != nil {
 		return nil, fmt.Errorf("reading devices: %w", err)
@@ -44,8 +48,14 @@ func (s *store) readDevices(ctx context.Context, behind int64) ([]LocalDevice, e
 	for rows.Next() {
 		var d LocalDevice
 		var created, updated int64
-		if err := rows.Scan(&d.ID, &d.State, &d.OwnerIssuer, &d.Owner, &d.Shared, &d.Platform, &d.Serial, &d.SPKI, &d.Note, &created, &updated); err != nil {
+		var former string
+		if err := rows.Scan(&d.ID, &d.State, &d.OwnerIssuer, &d.Owner, &d.Shared, &d.Platform, &d.Serial, &d.SPKI, &d.Note, &created, &updated, &former); err != nil {
 			return nil, fmt.Errorf("reading device: %w", err)
+		}
+		if former != "" {
+			if err := json.Unmarshal([]byte(former), &d.Former); err != nil {
+				return nil, fmt.Errorf("reading device %s: %w", d.ID, err)
+			}
 		}
 		d.Created, d.Changed = fromUnix(created), fromUnix(updated)
 		all = append(all, d)
@@ -62,12 +72,19 @@ func (s *store) putDevice(ctx context.Context, d LocalDevice) error {
 }
 
 func writeDevice(ctx context.Context, tx *sql.Tx, d LocalDevice, at int64) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO identity_devices (id, state, owner_issuer, owner, shared, platform, serial, spki, note, created, updated, changed)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+	var former []byte
+	if len(d.Former) > 0 {
+		var err error
+		if former, err = json.Marshal(d.Former); err != nil {
+			return fmt.Errorf("encoding device %s: %w", d.ID, err)
+		}
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO identity_devices (id, state, owner_issuer, owner, shared, platform, serial, spki, note, created, updated, changed, former)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 		ON CONFLICT (id) DO UPDATE SET state = excluded.state, owner_issuer = excluded.owner_issuer, owner = excluded.owner, shared = excluded.shared,
 			platform = excluded.platform, serial = excluded.serial, spki = excluded.spki, note = excluded.note, created = excluded.created,
-			updated = excluded.updated, changed = excluded.changed`,
-		d.ID, d.State, d.OwnerIssuer, d.Owner, d.Shared, d.Platform, d.Serial, d.SPKI, d.Note, toUnix(d.Created), toUnix(d.Changed), at)
+			updated = excluded.updated, changed = excluded.changed, former = excluded.former`,
+		d.ID, d.State, d.OwnerIssuer, d.Owner, d.Shared, d.Platform, d.Serial, d.SPKI, d.Note, toUnix(d.Created), toUnix(d.Changed), at, string(former))
 	if err != nil {
 		return fmt.Errorf("storing device %s: %w", d.ID, err)
 	}

@@ -169,8 +169,13 @@ func (s *Service) Enrol(ctx context.Context, draft EnrolmentDraft) (chain string
 		return "", &Error{Code: StateDown, Err: err}
 	}
 	s.devices.learn([]LocalDevice{d})
+	return s.devices.signer.chain(der), nil
+}
+
+// chain is a certificate and its authority's, PEM.
+func (a *signer) chain(der []byte) string {
 	both := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return string(append(both, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.devices.signer.cert.Raw})...)), nil
+	return string(append(both, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})...))
 }
 
 // sign makes a client's certificate with one name.

@@ -33,6 +33,7 @@ type deviceRow struct {
 	platform           string
 	managed            bool
 	facts              []reading
+	former             []FormerKey // as renewed here
 }
 
 // A reading is a fact as it was reported.

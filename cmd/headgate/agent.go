@@ -40,6 +40,7 @@ The path is another one at each start.`,
 			if err != nil {
 				return err
 			}
+			l.notes = cmd.ErrOrStderr()
 			return runAgent(cmd.Context(), l, listen, func(goproxy string) error {
 				if asJSON {
 					return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"goproxy": goproxy, "gateway": l.URL})

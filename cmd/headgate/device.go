@@ -20,9 +20,9 @@ import (
 )
 
 func deviceCommand(file *string) *cobra.Command {
-	return group("device", "list, block and enrol devices",
+	return group("device", "list, block, enrol and renew devices",
 		"  headgate device list --owner ann\n  headgate device block laptop-17 --note 'stolen'\n  headgate device code --owner ann --id laptop-17",
-		deviceListCommand(file), deviceCodeCommand(file), deviceEnrolCommand(),
+		deviceListCommand(file), deviceCodeCommand(file), deviceEnrolCommand(), deviceRenewCommand(),
 		deviceChangeCommand(file, "block", "refuse a device from the next request on", "is blocked", http.MethodPost, "/block"),
 		deviceChangeCommand(file, "unblock", "let a device in again, or let a deleted one be enrolled anew", "is not blocked", http.MethodPost, "/unblock"),
 		deviceChangeCommand(file, "delete", "take a device out; it cannot enrol itself again", "is deleted", http.MethodDelete, ""))

@@ -81,33 +81,43 @@ func (e *enrolment) sign(ctx context.Context, request []byte) (*gateway.Enrolled
 	if err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(gateway.EnrolRequest{Code: e.code, CSR: string(request), Platform: runtime.GOOS})
+	var done gateway.Enrolled
+	q := gateway.EnrolRequest{Code: e.code, CSR: string(request), Platform: runtime.GOOS}
+	return &done, postDevice(ctx, trust, e.url+"/-/api/v1/devices/enrol", q, &done)
+}
+
+// postDevice asks for a certificate.
+func postDevice(ctx context.Context, trust *tls.Config, address string, in any, done *gateway.Enrolled) error {
+	body, err := json.Marshal(in)
 	if err != nil {
-		return nil, fmt.Errorf("encoding the request: %w", err)
+		return fmt.Errorf("encoding the request: %w", err)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url+"/-/api/v1/devices/enrol", bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, address, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("preparing the request: %w", err)
+		return fmt.Errorf("preparing the request: %w", err)
 	}
 	c := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: trust}, Timeout: time.Minute}
 	defer c.CloseIdleConnections()
 	resp, err := c.Do(r)
 	if err != nil {
-		return nil, fmt.Errorf("asking the gateway: %w", err)
+		return fmt.Errorf("asking the gateway: %w", err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
-		return nil, fmt.Errorf("reading the gateway's answer: %w", err)
+		return fmt.Errorf("reading the gateway's answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, apiError(resp.Status, text)
+		err := apiError(resp.Status, text)
+		if resp.StatusCode == http.StatusBadRequest {
+			return &useError{err}
+		}
+		return err
 	}
-	var done gateway.Enrolled
-	if err := json.Unmarshal(text, &done); err != nil {
-		return nil, fmt.Errorf("reading the gateway's answer: %w", err)
+	if err := json.Unmarshal(text, done); err != nil {
+		return fmt.Errorf("reading the gateway's answer: %w", err)
 	}
-	return &done, nil
+	return nil
 }
 
 // trusting is a configuration that verifies a gateway by the CA in a file, or by the system's.
@@ -127,16 +137,21 @@ func trusting(caFile string) (*tls.Config, error) {
 	return trust, nil
 }
 
-// deviceTLS is how an enrolled machine speaks to the device listener: with its certificate and key out of folder.
+// deviceTLS is how an enrolled machine speaks to the device listener: with its certificate and key out of folder, which
+// are read again for each connection, since they are renewed while an agent runs.
 func deviceTLS(folder, caFile string) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem"))
+	pair, err := loadDevice(folder)
 	if err != nil {
-		return nil, fmt.Errorf("reading the device's certificate: %w; `headgate device enrol` makes one", err)
+		return nil, err
 	}
 	trust, err := trusting(caFile)
 	if err != nil {
 		return nil, err
 	}
 	trust.MinVersion, trust.Certificates = tls.VersionTLS13, []tls.Certificate{pair}
+	trust.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		now, err := loadDevice(folder)
+		return &now, err
+	}
 	return trust, nil
 }

@@ -40,6 +40,9 @@ What went wrong is seen with go -x, or by running it by hand.`,
 			if err != nil {
 				return err
 			}
+			for _, l := range logins {
+				l.notes = cmd.ErrOrStderr()
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 			defer cancel()
 			h := helper{logins, cmd.OutOrStdout()}

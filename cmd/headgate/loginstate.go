@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -28,6 +29,7 @@ type gatewayLogin struct {
 	Netrc   *netrcChange `json:"netrc,omitempty"`
 
 	folder string
+	notes  io.Writer // is told what went wrong and is no matter yet; nil: nobody is
 }
 
 var errNoLogin = errors.New("not signed in")

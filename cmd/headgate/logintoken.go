@@ -74,6 +74,9 @@ func (l *gatewayLogin) fresh(ctx context.Context, refused string) (shortToken, e
 // exchange gets a token that reaches modules alone for the login's (RFC 8693): over mTLS, bound to the device, where
 // there is one.
 func (l *gatewayLogin) exchange(ctx context.Context) (shortToken, error) {
+	if err := l.renewDevice(ctx); err != nil && l.notes != nil {
+		fmt.Fprintf(l.notes, "headgate: renewing this device's certificate failed, it is tried again: %v\n", err)
+	}
 	address, c, err := l.door()
 	if err != nil {
 		return shortToken{}, err

@@ -162,13 +162,17 @@ func (a *app) openIdentity(ctx context.Context, logger *slog.Logger, r prometheu
 }
 
 func (a *app) openPolicy(ctx context.Context, logger *slog.Logger, r prometheus.Registerer) (err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("finding this program, which tests policy apart: %w", err)
+	var trial []string
+	if a.config.Policy.Source == "git" { // a container without /proc cannot say which program runs
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("finding this program, which tests policy apart: %w", err)
+		}
+		trial = []string{self, "policy", "try"}
 	}
 	a.policy, err = policy.Open(ctx, a.config.Policy, policy.Options{
 		Embedded: policies.FS, State: filepath.Join(a.config.State, "policy"), Key: filepath.Join(a.config.State, "keys", "policy.key"),
-		Trial: []string{self, "policy", "try"}, Logger: logger, Registerer: r, OnChange: a.policyChanged,
+		Trial: trial, Logger: logger, Registerer: r, OnChange: a.policyChanged,
 	})
 	if err != nil {
 		return fmt.Errorf("opening policy: %w", err)

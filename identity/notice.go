@@ -180,16 +180,16 @@ func (s *Service) tellOne(ctx context.Context, k noticeKey, t Token) error {
 }
 
 func (s *Service) logNotice(ctx context.Context, k noticeKey, result string, err error) {
-	level, text := slog.LevelInfo, "notice of a token's end sent"
+	level := slog.LevelInfo
 	switch result {
-	case noticeFailed:
-		level, text = slog.LevelWarn, "notice of a token's end failed, it is tried again"
+	case noticeFailed: // it is tried again
+		level = slog.LevelWarn
 	case noticeAbandoned:
-		level, text = slog.LevelError, "notice of a token's end given up"
+		level = slog.LevelError
 	}
-	attrs := []slog.Attr{slog.String("token", k.token), slog.Duration("before", k.before)}
+	attrs := []slog.Attr{slog.String("token", k.token), slog.String("result", result), slog.Duration("before", k.before)}
 	if err != nil {
 		attrs = append(attrs, slog.Any("err", err))
 	}
-	s.log.LogAttrs(ctx, level, text, attrs...)
+	s.log.LogAttrs(ctx, level, "notice of a token's end", attrs...)
 }

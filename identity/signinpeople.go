@@ -18,7 +18,7 @@ const (
 	// A change at the issuer is in force within recheckEvery, plus a tick, plus what other nodes take to learn of it:
 	// ten minutes at most.
 	recheckEvery = 7 * time.Minute
-	recheckTick  = 30 * time.Second
+	recheckTick  = time.Minute
 	recheckLease = 2 * time.Minute // how long a node has for the people that it took on
 	recheckBatch = 256             // people in one tick
 	recheckSlots = 8               // asked about at once

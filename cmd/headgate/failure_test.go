@@ -202,7 +202,7 @@ func waitFor(t *testing.T, what string, done func() bool) {
 
 // A3, A56, T71: the audit disk is full. Requests are 503 with a reason, never 404, nothing is fetched; the log says why;
 // service returns by itself when space does.
-func TestAuditDiskFull(t *testing.T) {
+func TestT71AuditDiskFull(t *testing.T) {
 	volume := tmpfs(t, "12m")
 	up := mirrortest.Start(t, "module example.com/hello@v1.0.0\n-- go.mod --\nmodule example.com/hello\n")
 	s := newSite(t, up, "audit: {dir: "+volume+"/audit, segment_bytes: 1048576}\n")

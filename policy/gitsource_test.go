@@ -190,7 +190,7 @@ var badPushes = []bad{
 	{"P20 older signed commit", "verified", "goes back to", func(_ *testing.T, r *repository) {
 		r.Git("", nil, "update-ref", "refs/heads/main", "refs/heads/main~1")
 	}},
-	{"P27 test fails", "tested", "1 of 1 golden decisions differ: tests/golden.yaml: nobody reads example.com: it is allow", files(map[string]string{"tests/golden.yaml": goldenDenied})},
+	{"P27 test fails", "tested", "1 of 1 golden decisions differ: tests/golden.yaml:2: nobody reads example.com: it is allow", files(map[string]string{"tests/golden.yaml": goldenDenied})},
 	{"P27 Rego test fails", "tested", "1 of 2 tests failed", files(map[string]string{"site/site.rego": siteRego, "site/site_test.rego": siteTest + "\ntest_wrong if count(site.findings) == 7\n"})},
 	{"P27 no test", "tested", "bundle has no test", files(map[string]string{"tests/golden.yaml": ""})},
 	{"P27 coverage low", "tested", "site/site.rego:", files(map[string]string{"site/site.rego": siteRego})},

@@ -64,8 +64,9 @@ func (b *bundle) testGolden(ctx context.Context, g *Generation) (ran int, err er
 		}
 		for i, c := range file.Cases {
 			ran++
-			if err := c.run(ctx, g, doc, fmt.Sprintf("/cases/%d", i)); err != nil {
-				failed = append(failed, fmt.Sprintf("%s: %s: %v", name, c.Name, err))
+			at := fmt.Sprintf("/cases/%d", i)
+			if err := c.run(ctx, g, doc, at); err != nil {
+				failed = append(failed, fmt.Sprintf("%s:%d: %s: %v", name, doc.lines[at], c.Name, err))
 			}
 		}
 		if err := doc.err(); err != nil {
@@ -73,7 +74,7 @@ func (b *bundle) testGolden(ctx context.Context, g *Generation) (ran int, err er
 		}
 	}
 	if len(failed) > 0 {
-		return ran, fmt.Errorf("%d of %d golden decisions differ: %s", len(failed), ran, strings.Join(failed[:min(shownFailures, len(failed))], "; "))
+		return ran, &failedTests{"golden decisions differ", failed, ran}
 	}
 	return ran, nil
 }

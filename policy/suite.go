@@ -21,17 +21,16 @@ const (
 	shownFailures = 10
 )
 
-// test runs a bundle's own tests, its golden decisions, and the guard tests. That it has no test is a failure.
-func (b *bundle) test(ctx context.Context, g *Generation) error {
-	ran, err := b.testRego(ctx)
-	if err != nil {
+// test runs a bundle's own tests, its golden decisions, and the guard tests, and counts them in r. That it has no test
+// is a failure.
+func (b *bundle) test(ctx context.Context, g *Generation, r *Report) (err error) {
+	if r.Rego, err = b.testRego(ctx, r); err != nil {
 		return err
 	}
-	golden, err := b.testGolden(ctx, g)
-	if err != nil {
+	if r.Golden, err = b.testGolden(ctx, g); err != nil {
 		return err
 	}
-	if ran+golden == 0 {
+	if r.Rego+r.Golden == 0 {
 		return errors.New("bundle has no test; want *_test.rego beside its Rego, or golden decisions in tests/*.yaml")
 	}
 	if err := testGuards(ctx, g); err != nil {
@@ -43,8 +42,20 @@ func (b *bundle) test(ctx context.Context, g *Generation) error {
 	return nil
 }
 
+// failedTests are tests that failed, each with its place.
+type failedTests struct {
+	what string // tests failed, or golden decisions differ
+	all  []string
+	ran  int
+}
+
+// Error names the first of them: it goes to logs and to the record of a rejection.
+func (e *failedTests) Error() string {
+	return fmt.Sprintf("%d of %d %s: %s", len(e.all), e.ran, e.what, strings.Join(e.all[:min(shownFailures, len(e.all))], "; "))
+}
+
 // testRego runs the Rego tests under the capabilities of policy itself, and measures what they reach.
-func (b *bundle) testRego(ctx context.Context) (ran int, err error) {
+func (b *bundle) testRego(ctx context.Context, report *Report) (ran int, err error) {
 	modules, err := b.testModules()
 	if err != nil {
 		return 0, err
@@ -69,9 +80,10 @@ func (b *bundle) testRego(ctx context.Context) (ran int, err error) {
 	}
 	if len(failed) > 0 {
 		slices.Sort(failed)
-		return ran, fmt.Errorf("%d of %d tests failed: %s", len(failed), ran, strings.Join(failed[:min(shownFailures, len(failed))], "; "))
+		return ran, &failedTests{"tests failed", failed, ran}
 	}
-	return ran, b.covered(coverage)
+	report.Coverage, err = b.covered(coverage)
+	return ran, err
 }
 
 // testModules are the modules of the bundle with those of its tests, which have packages of their own: a test that adds
@@ -95,27 +107,27 @@ func (b *bundle) testModules() (map[string]*ast.Module, error) {
 	return modules, nil
 }
 
-// covered holds the bundle's own Rego to its coverage; that of the binary is tested there.
-func (b *bundle) covered(coverage *cover.Cover) error {
+// covered holds the bundle's own Rego to its coverage, in percent; that of the binary is tested there.
+func (b *bundle) covered(coverage *cover.Cover) (float64, error) {
 	own := maps.Clone(b.modules)
 	maps.DeleteFunc(own, func(name string, _ *ast.Module) bool {
 		return b.manifest.Library == "default" && !strings.HasPrefix(name, "site/")
 	})
 	if len(own) == 0 {
-		return nil
+		return 0, nil
 	}
 	report := coverage.Report(own)
 	for _, name := range slices.Sorted(maps.Keys(own)) {
 		for _, rule := range own[name].Rules {
 			if row, missed := untested(rule, report.Files[name]); missed {
-				return fmt.Errorf("%s:%d: no test reaches this part of a rule that gives reasons", name, row)
+				return report.Coverage, fmt.Errorf("%s:%d: no test reaches this part of a rule that gives reasons", name, row)
 			}
 		}
 	}
 	if report.Coverage < wantCoverage {
-		return fmt.Errorf("tests cover %.1f %% of the bundle's Rego; want %d %%", report.Coverage, wantCoverage)
+		return report.Coverage, fmt.Errorf("tests cover %.1f %% of the bundle's Rego; want %d %%", report.Coverage, wantCoverage)
 	}
-	return nil
+	return report.Coverage, nil
 }
 
 // untested finds a line that no test reaches in a rule that adds to the set of findings.

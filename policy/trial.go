@@ -119,7 +119,7 @@ func (b *bundle) try(ctx context.Context) (state string, err error) {
 	if err != nil {
 		return stateChecked, err
 	}
-	if err := b.test(ctx, g); err != nil {
+	if err := b.test(ctx, g, &Report{}); err != nil {
 		return stateTested, err
 	}
 	return "", nil

@@ -74,7 +74,7 @@ func (b *bundle) testGolden(ctx context.Context, g *Generation) (ran int, err er
 		}
 	}
 	if len(failed) > 0 {
-		return ran, &failedTests{"golden decisions differ", failed, ran}
+		return ran, &failedTestsError{"golden decisions differ", failed, ran}
 	}
 	return ran, nil
 }

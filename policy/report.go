@@ -66,7 +66,7 @@ func lines(err error) []string {
 	if err == nil {
 		return nil
 	}
-	if failed, ok := errors.AsType[*failedTests](err); ok {
+	if failed, ok := errors.AsType[*failedTestsError](err); ok {
 		return oneLine(failed.all)
 	}
 	if errs, ok := errors.AsType[ast.Errors](err); ok {

@@ -42,15 +42,15 @@ func (b *bundle) test(ctx context.Context, g *Generation, r *Report) (err error)
 	return nil
 }
 
-// failedTests are tests that failed, each with its place.
-type failedTests struct {
+// A failedTestsError names tests that failed, each with its place.
+type failedTestsError struct {
 	what string // tests failed, or golden decisions differ
 	all  []string
 	ran  int
 }
 
 // Error names the first of them: it goes to logs and to the record of a rejection.
-func (e *failedTests) Error() string {
+func (e *failedTestsError) Error() string {
 	return fmt.Sprintf("%d of %d %s: %s", len(e.all), e.ran, e.what, strings.Join(e.all[:min(shownFailures, len(e.all))], "; "))
 }
 
@@ -80,7 +80,7 @@ func (b *bundle) testRego(ctx context.Context, report *Report) (ran int, err err
 	}
 	if len(failed) > 0 {
 		slices.Sort(failed)
-		return ran, &failedTests{"tests failed", failed, ran}
+		return ran, &failedTestsError{"tests failed", failed, ran}
 	}
 	report.Coverage, err = b.covered(coverage)
 	return ran, err

@@ -36,7 +36,7 @@ func testGuards(ctx context.Context, g *Generation) error {
 		in := plainInput(guardModule, "public", "v1.0.0", "release")
 		test.change(in)
 		e := entries[test.entry]
-		d, err := e.evaluate(ctx, toTerm(reflect.ValueOf(in).Elem()), nil, evalBudget)
+		d, err := e.evaluate(ctx, toTerm(reflect.ValueOf(in).Elem()), nil, oneTest)
 		if err != nil {
 			return fmt.Errorf("guard test %q of %s: %w", test.name, test.entry, err)
 		}
@@ -49,7 +49,7 @@ func testGuards(ctx context.Context, g *Generation) error {
 	}
 	for name, e := range entries {
 		// That nothing is decided is as good as a denial here: it is 503.
-		if d, err := e.evaluate(ctx, ast.NewTerm(ast.NewObject()), nil, evalBudget); err == nil && d.Effect != Deny {
+		if d, err := e.evaluate(ctx, ast.NewTerm(ast.NewObject()), nil, oneTest); err == nil && d.Effect != Deny {
 			return fmt.Errorf("guard test \"empty input is denied\" of %s: the bundle allows it", name)
 		}
 	}

@@ -128,6 +128,14 @@ func (c *company) machine(t *testing.T) *machine {
 	return m
 }
 
+// signIn signs ben in on m, as a script does it: with a token in a file.
+func (c *company) signIn(t *testing.T, m *machine) {
+	t.Helper()
+	token := filepath.Join(m.home, "token")
+	identitytest.WriteFile(t, token, []byte(c.person(t, "ben", "eng-build")))
+	m.must("login", c.url, "--ca", c.caFile(), "--token-file", token)
+}
+
 func (m *machine) command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = filepath.Join(m.home, "src")

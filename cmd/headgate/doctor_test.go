@@ -60,11 +60,7 @@ func (x examination) wants(t *testing.T, check, state string, texts ...string) {
 func TestDoctor(t *testing.T) {
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
-	token := filepath.Join(m.home, "token")
-	if err := os.WriteFile(token, []byte(c.person(t, "ben", "eng-build")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m.must("login", c.url, "--ca", c.caFile(), "--token-file", token)
+	c.signIn(t, m)
 	if stderr, err := m.build(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, stderr)
 	}

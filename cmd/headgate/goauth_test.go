@@ -29,11 +29,7 @@ func (m *machine) answered(address, answer string) (stdout, stderr string, err e
 func TestGoauthProtocol(t *testing.T) {
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
-	token := filepath.Join(m.home, "token")
-	if err := os.WriteFile(token, []byte(c.person(t, "ben", "eng-build")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m.must("login", c.url, "--ca", c.caFile(), "--token-file", token)
+	c.signIn(t, m)
 	first := m.must("goauth")
 	kept := decoded[shortToken](t, m.file("logins/*/token.json"))
 	if want := c.url + "\n\nAuthorization: Bearer " + kept.Token + "\n\n"; first != want {
@@ -102,11 +98,7 @@ func (c *company) recorded(t *testing.T, text string) int {
 func TestGoauthInAnOutage(t *testing.T) {
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
-	token := filepath.Join(m.home, "token")
-	if err := os.WriteFile(token, []byte(c.person(t, "ben", "eng-build")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m.must("login", c.url, "--ca", c.caFile(), "--token-file", token)
+	c.signIn(t, m)
 	first := m.must("goauth")
 	names, _ := filepath.Glob(filepath.Join(m.home, ".config/headgate/logins/*/token.json"))
 	old := decoded[shortToken](t, m.file("logins/*/token.json"))
@@ -124,11 +116,7 @@ func TestGoauthInAnOutage(t *testing.T) {
 func TestGoauthHerd(t *testing.T) {
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
-	token := filepath.Join(m.home, "token")
-	if err := os.WriteFile(token, []byte(c.person(t, "ben", "eng-build")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m.must("login", c.url, "--ca", c.caFile(), "--token-file", token)
+	c.signIn(t, m)
 	var wg sync.WaitGroup
 	answers := make([]string, 8)
 	for i := range answers {

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -286,6 +287,9 @@ func (m *Mirror) incident(e *IncidentError) error {
 	m.metrics.sumdb.WithLabelValues("mismatch").Inc()
 	err := m.incidents.open(m.ctx, e.Module, e.Error())
 	m.changed(e.Module)
+	if m.state != nil {
+		err = errors.Join(err, m.state.inTransaction(m.ctx, e.Module, func(*sql.Tx) error { return nil }))
+	}
 	return errors.Join(e, err)
 }
 

@@ -135,10 +135,7 @@ func (m *Mirror) study(ctx context.Context, path, version string) error {
 		return err
 	}
 	// Facts of any version may differ now.
-	rows, err := m.state.versions(ctx, path, "")
-	for v := range rows {
-		m.changed(module.Version{Path: path, Version: v})
-	}
+	err = m.changedAll(ctx, path)
 	m.changed(module.Version{Path: path, Version: version})
 	return err
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -19,13 +18,12 @@ const listPath = "/example.com/m/@v/list"
 // until waits for a condition that another goroutine brings about.
 func until(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-deadline:
 			tb.Fatalf("still not: %s", what)
-		default:
-			runtime.Gosched()
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }

@@ -85,6 +85,7 @@ type Mirror struct {
 	hot       *hot     // verified files
 	answers   *answers // what may change: lists, queries, what is not there
 	incidents *incidents
+	heeded    int64 // the place of the newest change that memory heeds; attend's
 
 	quarantine quarantine
 	used       *used
@@ -163,7 +164,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := m.openFeed(ctx, o); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	if err := m.readQuarantine(ctx); err != nil {
+	if err := errors.Join(m.readQuarantine(ctx), m.startHeeding(ctx)); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.running.Go(m.scan)

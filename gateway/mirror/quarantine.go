@@ -168,7 +168,7 @@ func (m *Mirror) readQuarantine(ctx context.Context) error {
 	return nil
 }
 
-// attendInterval is how often use is written down, and the quarantine of other gateways read.
+// attendInterval is how often use is written down, and what other gateways stopped and learned is read.
 const attendInterval = 3 * time.Second
 
 // attend keeps the state database and the memory of care together until the mirror is closed.
@@ -182,7 +182,7 @@ func (m *Mirror) attend() {
 		case <-ticker.C:
 		}
 		m.used.tick.Store(tickOf(m.now()))
-		for _, do := range []func(context.Context) error{m.readQuarantine, m.flushUsed} {
+		for _, do := range []func(context.Context) error{m.readQuarantine, m.heed, m.flushUsed} {
 			if err := do(m.ctx); err != nil && m.ctx.Err() == nil {
 				m.log.LogAttrs(m.ctx, slog.LevelError, "state of the mirror's care not kept", slog.Any("err", err))
 			}

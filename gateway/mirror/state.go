@@ -159,18 +159,21 @@ func (s *state) transact(ctx context.Context, list []*sighting) (err error) {
 
 // upsert fills what is not known yet of a version.
 func (s *state) upsert(ctx context.Context, tx *sql.Tx, x *sighting, now int64) error {
-	var place int64
+	var at int64 // its place in the index
 	if x.stored {
-		err := tx.QueryRowContext(ctx, `SELECT indexed FROM mirror_versions WHERE path = $1 AND version = $2`, x.v.Path, x.v.Version).Scan(&place)
+		err := tx.QueryRowContext(ctx, `SELECT indexed FROM mirror_versions WHERE path = $1 AND version = $2`, x.v.Path, x.v.Version).Scan(&at)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if place == 0 {
-			// The lock lasts until the commit: a later place is never seen before an earlier one.
-			if err := tx.QueryRowContext(ctx, `UPDATE mirror_index_clock SET last = CASE WHEN last < $1 THEN $1 ELSE last + 1 END
-				WHERE one = 1 RETURNING last`, now).Scan(&place); err != nil {
+		if at == 0 {
+			if at, err = place(ctx, tx, now); err != nil {
 				return err
 			}
+		}
+	}
+	if x.movedTo != "" {
+		if err := announce(ctx, tx, x.v, now); err != nil {
+			return err
 		}
 	}
 	seen := int64(0)
@@ -194,7 +197,7 @@ func (s *state) upsert(ctx context.Context, tx *sql.Tx, x *sighting, now int64) 
 			sumdb      = CASE WHEN excluded.number = 0 THEN m.sumdb ELSE excluded.sumdb END,
 			number     = CASE WHEN excluded.number = 0 THEN m.number ELSE excluded.number END,
 			licences   = CASE WHEN m.licences = '' THEN excluded.licences ELSE m.licences END`,
-		x.v.Path, x.v.Version, seen, place, micros(x.published), o.VCS, o.URL, o.Commit, x.movedTo, x.modHash, x.zipHash,
+		x.v.Path, x.v.Version, seen, at, micros(x.published), o.VCS, o.URL, o.Commit, x.movedTo, x.modHash, x.zipHash,
 		s.sumdb, x.number, x.licences)
 	return err
 }
@@ -271,9 +274,12 @@ func (s *state) teach(ctx context.Context, path string, t *teaching) error {
 	if err != nil {
 		return fmt.Errorf("encoding retractions of %s: %w", path, err)
 	}
-	if _, err := s.db.ExecContext(ctx, `INSERT INTO mirror_modules (path, newest, retracted, deprecated) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (path) DO UPDATE SET newest = excluded.newest, retracted = excluded.retracted, deprecated = excluded.deprecated`,
-		path, t.newest, string(retracted), t.deprecated); err != nil {
+	if err := s.inTransaction(ctx, module.Version{Path: path}, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO mirror_modules (path, newest, retracted, deprecated) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (path) DO UPDATE SET newest = excluded.newest, retracted = excluded.retracted, deprecated = excluded.deprecated`,
+			path, t.newest, string(retracted), t.deprecated)
+		return err
+	}); err != nil {
 		return fmt.Errorf("storing what is known of %s: %w", path, err)
 	}
 	return nil

@@ -45,11 +45,7 @@ func saveLog(t testing.TB, perSegment ...int) *saved {
 			l.mu.Unlock()
 		}
 	}
-	for sealed := false; !sealed; runtime.Gosched() {
-		l.mu.Lock()
-		sealed = len(l.unseal) == 0
-		l.mu.Unlock()
-	}
+	waitSealed(l)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +55,15 @@ func saveLog(t testing.TB, perSegment ...int) *saved {
 		s.ids[seq] = id
 	}
 	return s
+}
+
+// waitSealed waits until every full segment is sealed.
+func waitSealed(l *Log) {
+	for sealed := false; !sealed; runtime.Gosched() {
+		l.mu.Lock()
+		sealed = len(l.unseal) == 0
+		l.mu.Unlock()
+	}
 }
 
 func (s *saved) verify(t testing.TB) error {

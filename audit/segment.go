@@ -34,6 +34,10 @@ func (l layout) hashes(first int64) string {
 	return filepath.Join(l.segments(), fmt.Sprintf("%020d.hashes", first))
 }
 
+func (l layout) index(first int64) string {
+	return filepath.Join(l.segments(), fmt.Sprintf("%020d.idx", first))
+}
+
 // list returns the first sequence numbers of the epoch's segments, in order; none if there is no epoch.
 func (l layout) list() ([]int64, error) {
 	entries, err := os.ReadDir(l.segments())
@@ -66,6 +70,24 @@ func (l layout) readHashes(first, count int64) (hashes []byte, ok bool, err erro
 		return nil, false, fmt.Errorf("reading leaf hashes: %w", err)
 	}
 	return b, int64(len(b)) == count*tlog.HashSize, nil
+}
+
+// lastHash returns the leaf hash of the last record of a sealed segment.
+func (l layout) lastHash(first int64) (tlog.Hash, error) {
+	f, err := os.Open(l.hashes(first))
+	if err != nil {
+		return tlog.Hash{}, fmt.Errorf("reading leaf hashes: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return tlog.Hash{}, fmt.Errorf("reading leaf hashes: %w", err)
+	}
+	var h tlog.Hash
+	if _, err := f.ReadAt(h[:], info.Size()-tlog.HashSize); err != nil {
+		return tlog.Hash{}, fmt.Errorf("reading leaf hashes: %w", err)
+	}
+	return h, nil
 }
 
 // epochs returns the numbers of the log's epochs, in order.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -214,4 +215,10 @@ func (t *tailer) damaged() error {
 		Code: ExitAltered, Epoch: t.epoch, Seq: t.next, SeqTo: t.next,
 		EventID: eventID(end.head), Detail: "its bytes are not what was written",
 	}
+}
+
+// entry returns the frame as an Entry of its own.
+func (f frame) entry() Entry {
+	var scratch bytes.Buffer
+	return Entry{Seq: f.seq, Time: time.Unix(0, f.time), Leaf: f.leaf(&scratch), Raw: slices.Clone(f.record())}
 }

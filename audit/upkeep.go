@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
 )
 
@@ -373,8 +372,10 @@ func (k *keeper) sealOne(first int64) (count int64, err error) {
 	}
 	defer in.Close()
 	var hashes, scratch bytes.Buffer
+	x := newIndexer(first)
 	s := newScanner(in, 0)
 	for {
+		at := s.off
 		f, err := s.next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -384,6 +385,9 @@ func (k *keeper) sealOne(first int64) (count int64, err error) {
 		}
 		leaf := f.leaf(&scratch)
 		hashes.Write(leaf[:])
+		if err := x.frame(f, leaf, at); err != nil {
+			return 0, err
+		}
 	}
 	out, err := k.disk.create(name)
 	if err != nil {
@@ -396,5 +400,8 @@ func (k *keeper) sealOne(first int64) (count int64, err error) {
 	if err := errors.Join(err, out.Close()); err != nil {
 		return 0, fmt.Errorf("sealing %s: %w", name, err)
 	}
-	return int64(hashes.Len() / tlog.HashSize), writeFile(k.disk, k.layout.hashes(first), hashes.Bytes())
+	if err := writeFile(k.disk, k.layout.hashes(first), hashes.Bytes()); err != nil {
+		return 0, err
+	}
+	return x.count, writeFile(k.disk, k.layout.index(first), x.encode())
 }

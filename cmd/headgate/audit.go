@@ -15,8 +15,9 @@ import (
 )
 
 func auditCommand(file *string) *cobra.Command {
-	return group("audit", "read and verify the audit log", "  headgate audit verify\n  headgate audit tail -f",
-		auditVerifyCommand(file), auditTailCommand(file))
+	return group("audit", "read, ask and verify the audit log",
+		"  headgate audit who example.com/m@v1.2.3\n  headgate audit verify\n  headgate audit tail -f",
+		auditWhoCommand(file), auditSearchCommand(file), auditVerifyCommand(file), auditTailCommand(file))
 }
 
 // auditDir is the folder of the log: the one that --dir names, else the configuration's.

@@ -23,6 +23,7 @@ const (
 	exitFailed = 1 // could not be done
 	exitUse    = 2 // wrong use: flags, arguments, configuration
 	exitNo     = 3 // done, and the answer is no
+	exitPart   = 4 // done as far as possible: the answer is incomplete
 )
 
 func main() { os.Exit(execute(context.Background())) }
@@ -86,6 +87,9 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[*noError](err); ok {
 		return exitNo
 	}
+	if _, ok := errors.AsType[*partialError](err); ok {
+		return exitPart
+	}
 	return exitFailed
 }
 
@@ -96,7 +100,7 @@ func rootCommand() *cobra.Command {
 		Long: `Headgate stands between the go command and every module it downloads. It knows who asks, asks a policy,
 serves the module from its own verified mirror, and records the decision before the first byte leaves.
 
-Exit codes: 0 done, 1 could not be done, 2 wrong use, 3 the answer is no; audit verbs and serve: 10 altered record, 11 segment missing,
+Exit codes: 0 done, 1 could not be done, 2 wrong use, 3 the answer is no, 4 it is incomplete; audit verbs and serve: 10 altered record, 11 segment missing,
 12 log shorter than a checkpoint, 13 torn tail, 14 unknown key, 15 checkpoints contradict each other.`,
 		Example:       "  headgate serve\n  headgate token create --for ann --modules '*'\n  headgate audit verify",
 		SilenceUsage:  true,

@@ -74,6 +74,7 @@ func (s *Server) api() http.Handler {
 	mux.Handle("POST /-/api/v1/locks", s.admin("lock.create", s.createLock))
 	mux.Handle("DELETE /-/api/v1/locks", s.admin("lock.lift", s.liftLock))
 	s.careRoutes(mux)
+	s.evaluationRoutes(mux)
 	mux.Handle("/-/api/v1/", s.admin("none", func(*exchange, identity.Principal) (func(context.Context) (any, error), error) {
 		return nil, &Problem{Status: http.StatusNotFound, Code: "NOT-FOUND", Public: "no such operation", Stage: "protocol"}
 	}))

@@ -124,6 +124,7 @@ func (s *Server) front(api http.Handler) http.Handler {
 		s.refuse(w, r, errMethod)
 	})
 	mux.Handle("/-/api/v1/", api)
+	mux.Handle("/-/access/v1/", api)
 	mux.HandleFunc("/-/api/v1/explain", s.explain)
 	mux.HandleFunc("/index", s.index)
 	mux.HandleFunc("/-/vulndb/", s.vulndb)

@@ -198,18 +198,9 @@ func (s *Server) file(ctx context.Context, x *exchange, j *judge) (_ *answer, er
 
 // unfit is the refusal of a version by release policy; it names the nearest version that works now, if that is known soon.
 func (s *Server) unfit(ctx context.Context, x *exchange, j *judge, version string, d policy.Decision) error {
-	ctx, cancel := context.WithTimeout(ctx, worksNowTimeout)
-	defer cancel()
-	works := ""
-	if versions, err := s.mirror.Versions(ctx, j.target.Path); err == nil {
-		if decisions, err := j.listing().release(ctx, versions.Releases...); err == nil {
-			hideRetracted(versions.Releases, decisions)
-			works = nearest(version, versions.Releases, decisions)
-		}
-	}
 	shown := j.target
 	shown.Version = version
-	return refused(d, "release", d.Text(x.text(shown, works)))
+	return refused(d, "release", d.Text(x.text(shown, s.worksNow(ctx, j, version))))
 }
 
 // list answers the versions that may be chosen. Filtering comes after the mirror's cache, never into it.

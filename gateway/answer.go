@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -10,7 +9,10 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/headgate/headgate/gateway/mirror"
 )
@@ -104,6 +106,12 @@ func takesGzip(header string) bool {
 	return false
 }
 
+// gzips are *gzip.Writer: one costs more than what it writes.
+var gzips = sync.Pool{New: func() any {
+	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // the level is a constant that gzip has
+	return z
+}}
+
 // encode compresses a text in memory for a client that takes gzip. The coded body is another representation, so its
 // ETag differs (RFC 9110, section 8.8.3).
 func (a *answer) encode(r *http.Request) {
@@ -112,8 +120,10 @@ func (a *answer) encode(r *http.Request) {
 		return
 	}
 	var coded bytes.Buffer
-	z, _ := gzip.NewWriterLevel(&coded, gzip.BestSpeed) // the level is a constant that gzip has
-	_, _ = z.Write(a.body)                              // a bytes.Buffer takes everything
+	z := gzips.Get().(*gzip.Writer) //nolint:forcetypeassert // the pool has nothing else
+	defer gzips.Put(z)
+	z.Reset(&coded)
+	_, _ = z.Write(a.body) // a bytes.Buffer takes everything
 	_ = z.Close()
 	a.body = coded.Bytes()
 	a.content, a.size = bytes.NewReader(a.body), int64(coded.Len())

@@ -232,7 +232,7 @@ func (m *Mirror) checkZip(ctx context.Context, file string, v module.Version, wa
 		return garbage(err)
 	}
 	// Hashing unpacks every file, so declared sizes and checksums are proved as well.
-	h1, err := dirhash.HashZip(file, dirhash.Hash1)
+	h1, err := hashZipFile(file)
 	if err != nil {
 		return garbage(err)
 	}

@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"archive/zip"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/sumdb/dirhash"
 
 	"github.com/headgate/headgate/gateway/mirror/store"
 	"github.com/headgate/headgate/gateway/mirror/sumdb"
@@ -183,19 +181,4 @@ func (m *Mirror) storedSums(ctx context.Context, v module.Version) (zipHash, mod
 		return "", "", fmt.Errorf("hashing zip of %s: %w", v, err)
 	}
 	return zipHash, modHash, nil
-}
-
-// hashZip is dirhash.HashZip of an open file.
-func hashZip(r io.ReaderAt, size int64) (string, error) {
-	z, err := zip.NewReader(r, size)
-	if err != nil {
-		return "", err
-	}
-	var names []string
-	files := map[string]*zip.File{}
-	for _, f := range z.File {
-		names = append(names, f.Name)
-		files[f.Name] = f
-	}
-	return dirhash.Hash1(names, func(name string) (io.ReadCloser, error) { return files[name].Open() })
 }

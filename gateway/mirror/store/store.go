@@ -159,12 +159,19 @@ func (s *Store) read(ctx context.Context, name string, maxBytes int64) ([]byte, 
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
-	if int64(len(b)) > maxBytes {
+	if size > maxBytes {
 		return nil, fmt.Errorf("reading %s: more than %d bytes", name, maxBytes)
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return b, nil
 }

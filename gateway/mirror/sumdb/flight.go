@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 
@@ -27,9 +28,11 @@ type flight struct {
 	// that rests on it would ever verify again.
 	afresh bool
 
-	mu     sync.Mutex // guards all below
-	lookup []byte     // the record as the database sent it, now or when it was kept
-	errs   []error    // of ReadRemote
+	mu      sync.Mutex // guards all below
+	lookup  []byte     // the record as the database sent it, now or when it was kept
+	errs    []error    // of ReadRemote
+	configs int        // how often the client asked for the head
+	proved  bool       // the record came under a head that was proved before
 }
 
 // ask puts one question to the database, a second time without what is kept
@@ -43,6 +46,7 @@ func (d *Database) ask(ctx context.Context, m module.Version, question func(*sum
 		// Client keeps results and errors for its life, so it lives for one question.
 		err := question(sumdb.NewClient(f))
 		if err == nil {
+			d.proves(f.lookup)
 			return f, nil
 		}
 		if err = f.explain(err); afresh || !errors.Is(err, ErrInvalid) {
@@ -86,19 +90,48 @@ func (f *flight) ReadRemote(path string) ([]byte, error) {
 		limit = maxLookup
 	}
 	b, err := f.d.fetch(f.ctx, path, limit)
+	if err == nil && lookup {
+		return f.under(b), nil
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
 		f.errs = append(f.errs, err)
-	} else if lookup {
-		f.lookup = b
 	}
 	return b, err
 }
 
+// under notes a record, and gives it to the client under our head where the one that it came under was proved before:
+// one history has one place for a record, so that the client need not prove that head again.
+func (f *flight) under(record []byte) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lookup = record
+	_, _, head, err := tlog.ParseRecord(record)
+	if err != nil || f.afresh {
+		return record
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if !f.d.proved[string(head)] {
+		return record
+	}
+	f.proved = true
+	return slices.Concat(record[:len(record)-len(head)], f.d.head)
+}
+
+// ReadConfig gives the key or the head. A client asks for the head when it starts, and again when the record brought it
+// another one. From the empty tree (nil) on it need not prove that our head contains itself.
 func (f *flight) ReadConfig(file string) ([]byte, error) {
 	if file == "key" {
 		return []byte(f.d.vkey), nil
+	}
+	f.mu.Lock()
+	f.configs++
+	empty := f.proved || f.configs == 1 && !f.afresh
+	f.mu.Unlock()
+	if empty {
+		return nil, nil
 	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
@@ -106,6 +139,12 @@ func (f *flight) ReadConfig(file string) ([]byte, error) {
 }
 
 func (f *flight) WriteConfig(_ string, old, head []byte) error {
+	f.mu.Lock()
+	ours := f.proved
+	f.mu.Unlock()
+	if ours {
+		return nil
+	}
 	err := f.d.swap(f.ctx, old, head)
 	if err != nil && !errors.Is(err, sumdb.ErrWriteConflict) { // our disk: the client would call it an answer that does not verify
 		f.mu.Lock()
@@ -121,9 +160,7 @@ func (f *flight) ReadCache(file string) ([]byte, error) {
 	}
 	b, err := f.d.store.Read(f.ctx, "sumdb/"+file, maxLookup)
 	if err == nil && strings.HasPrefix(file, f.d.name+"/lookup/") {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.lookup = b
+		return f.under(b), nil
 	}
 	return b, err
 }
@@ -149,6 +186,23 @@ func (f *flight) Log(msg string) {
 }
 
 func (f *flight) SecurityError(msg string) { f.d.stop(f.ctx, msg) }
+
+// maxProved is how many heads are remembered as proved, about 250 bytes each.
+const maxProved = 1024
+
+// proves remembers that the head of a proved record is one of our history.
+func (d *Database) proves(record []byte) {
+	_, _, head, err := tlog.ParseRecord(record)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.proved) >= maxProved {
+		clear(d.proved)
+	}
+	d.proved[string(head)] = true
+}
 
 // swap is the compare-and-swap of the head, on disk before it counts.
 func (d *Database) swap(ctx context.Context, old, head []byte) error {

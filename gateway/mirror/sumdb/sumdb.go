@@ -89,10 +89,11 @@ type Database struct {
 	seen     func(ctx context.Context, tree tlog.Tree, head []byte)
 	log      *slog.Logger
 
-	mu       sync.Mutex // guards all below
-	head     []byte     // newest signed note
-	tree     tlog.Tree  // what it says
-	asked    time.Time  // when Latest last asked
+	mu       sync.Mutex      // guards all below
+	head     []byte          // newest signed note
+	tree     tlog.Tree       // what it says
+	proved   map[string]bool // heads that it was proved to contain
+	asked    time.Time       // when Latest last asked
 	security error
 }
 
@@ -131,7 +132,7 @@ func Open(ctx context.Context, o Options) (*Database, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Database{name: v.Name(), vkey: vkey, verifier: v, fetch: o.Fetch, store: o.Store, seen: o.Seen, log: o.Logger}
+	d := &Database{name: v.Name(), vkey: vkey, verifier: v, fetch: o.Fetch, store: o.Store, seen: o.Seen, log: o.Logger, proved: map[string]bool{}}
 	if d.seen == nil {
 		d.seen = func(context.Context, tlog.Tree, []byte) {}
 	}

@@ -149,6 +149,55 @@ func TestRecordOfAnotherVersionIsNoMatch(t *testing.T) {
 	}
 }
 
+// A head that was proved once vouches for more records without being proved again; what comes under it is still proved.
+func TestRecordUnderAKnownHead(t *testing.T) {
+	b := start(t, 310)
+	b.grow(t, 310)
+	fresh := func() *store.Store {
+		s, err := store.Open(t.Context(), t.TempDir(), store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	}
+	b.opt.Store = fresh()
+	b.open(t)
+	for _, i := range []int{5, 300, 10, 301} {
+		if r, err := b.Record(t.Context(), version(i)); err != nil || r.Number != int64(i) {
+			t.Fatalf("record %d = %+v, %v", i, r, err)
+		}
+	}
+	true11, err := b.Lookup(t.Context(), version(11), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.opt.Store = fresh()
+	b.open(t)
+	if _, err := b.Record(t.Context(), version(12)); err != nil {
+		t.Fatal(err)
+	}
+	end := bytes.Index(true11, []byte("\n\n")) + 2
+	record, head := true11[:end], true11[end:]
+	for name, forged := range map[string][]byte{
+		"other hash":       slices.Concat(bytes.Replace(record, []byte("h1:"), []byte("h1:A"), 1), head),
+		"other number":     slices.Concat(bytes.Replace(record, []byte("11\n"), []byte("13\n"), 1), head),
+		"beyond the head":  slices.Concat(bytes.Replace(record, []byte("11\n"), []byte("700\n"), 1), head),
+		"unsigned head":    slices.Concat(record, head[:bytes.Index(head, []byte("\n\n"))+2]),
+		"other signature":  slices.Concat(record, bytes.Replace(head, []byte("310\n"), []byte("311\n"), 1)),
+		"another's record": bytes.Replace(slices.Concat(record, head), []byte("v1.11.0"), []byte("v1.12.0"), -1),
+	} {
+		b.up.Break("*/lookup/*", mirrortest.Fault{Body: forged})
+		if r, err := b.Record(t.Context(), version(11)); !errors.Is(err, sumdb.ErrInvalid) {
+			t.Errorf("C43 %s: Record = %+v, %v; want ErrInvalid", name, r, err)
+		}
+	}
+	b.up.Clear()
+	if _, err := b.Record(t.Context(), version(11)); err != nil {
+		t.Errorf("the true record after forged ones: %v", err)
+	}
+}
+
 func TestLookupServesProvedRecords(t *testing.T) {
 	b := start(t, 3)
 	rec, err := b.Lookup(t.Context(), version(1), false)

@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sys/unix"
 )
 
 // An Archive answers questions about the log in a folder, up to its last durable record. It takes no lock and changes
@@ -210,19 +209,19 @@ func (a *Archive) newest(l layout, first int64) (*index, error) {
 // catchUp reads a segment on to its end. Of the newest one (next -1) frames may be in the page cache alone, so it is
 // synced before they are believed: an answer is never taken back by a power cut.
 func (r *reading) catchUp(next int64) error {
-	f, err := os.Open(r.layout.segment(r.indexer.first))
+	f, err := r.openSegment(r.indexer.first)
 	if err != nil {
-		return fmt.Errorf("opening segment: %w", err)
+		return err
 	}
-	defer f.Close()
+	defer f.close()
 	seq := r.indexer.first + r.indexer.count
 	end := next
 	if next < 0 {
 		if end, err = countFrames(f, r.off, seq); err != nil || end == seq {
 			return err
 		}
-		if err := retry(func() error { return unix.Fdatasync(int(f.Fd())) }); err != nil {
-			return fmt.Errorf("syncing %s: %w", f.Name(), err)
+		if err := f.sync(); err != nil {
+			return err
 		}
 	}
 	s := newScanner(f, r.off)

@@ -73,6 +73,7 @@ type Log struct {
 	key        *signingKey // upkeep goroutine only, once open
 
 	wake     chan struct{} // hands the right to commit to the writer
+	topack   chan struct{} // tells packing that a segment was sealed
 	urgent   chan struct{} // tells upkeep that room or a sealing is needed
 	stop     chan struct{}
 	poisoned chan struct{}
@@ -94,6 +95,7 @@ type Log struct {
 	prev     tlog.Hash // leaf hash of the last durable record
 	dropped  int64     // records without a waiter, lost to a full disk since it was full
 	unseal   []int64   // first seq of segments that are full and not sealed yet
+	unpacked []int64   // first seq of segments that are sealed and not packed yet
 	sealed   int       // segments
 
 	spareMu sync.Mutex // guards spare and the making of the file
@@ -130,7 +132,7 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 	}
 	l := &Log{
 		cfg: cfg, node: o.Node, logger: o.Logger, registerer: o.Registerer, metrics: newMetrics(), disk: d,
-		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), stop: make(chan struct{}), poisoned: make(chan struct{}),
+		wake: make(chan struct{}, 1), topack: make(chan struct{}, 1), urgent: make(chan struct{}, 1), stop: make(chan struct{}), poisoned: make(chan struct{}),
 	}
 	l.idle.L = &l.mu
 	l.timers.New = func() any { return stoppedTimer() }
@@ -222,6 +224,7 @@ func (l *Log) start() {
 	l.metrics.size.Set(float64(l.durable.size))
 	l.workers.Go(l.writer)
 	l.workers.Go(l.upkeep)
+	l.workers.Go(l.packing)
 }
 
 // Fingerprint returns the name under which a secret may stand in a record: key id and keyed hash.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,6 +50,7 @@ func saveLog(t testing.TB, perSegment ...int) *saved {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
+	s.unpack(t)
 	ids := eventIDs(t, s.dir)
 	s.ids = make([]string, len(ids))
 	for id, seq := range ids {
@@ -57,11 +59,37 @@ func saveLog(t testing.TB, perSegment ...int) *saved {
 	return s
 }
 
-// waitSealed waits until every full segment is sealed.
+// unpack makes raw files of packed segments, as they are before they are packed.
+func (s *saved) unpack(t testing.TB) {
+	t.Helper()
+	firsts, err := s.list()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, first := range firsts {
+		f, err := s.openSegment(first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.packed != nil {
+			raw, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<40))
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, s.segment(first), raw)
+			if err := os.Remove(s.packed(first)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.close()
+	}
+}
+
+// waitSealed waits until every full segment is sealed and packed.
 func waitSealed(l *Log) {
 	for sealed := false; !sealed; runtime.Gosched() {
 		l.mu.Lock()
-		sealed = len(l.unseal) == 0
+		sealed = len(l.unseal) == 0 && len(l.unpacked) == 0
 		l.mu.Unlock()
 	}
 }

@@ -43,6 +43,13 @@ func (d faultDisk) rename(from, to string) error {
 	return d.osDisk.rename(from, to)
 }
 
+func (d faultDisk) remove(name string) error {
+	if err := d.before("remove", name); err != nil {
+		return err
+	}
+	return d.osDisk.remove(name)
+}
+
 func (d faultDisk) syncDir(name string) error {
 	if err := d.before("syncdir", name); err != nil {
 		return err

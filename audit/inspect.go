@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -115,11 +114,11 @@ func (in *inspection) pushHashes(hashes []byte) error {
 
 // scan reads a segment's frames. hashes, if there are any, are what its leaves were when it was sealed.
 func (in *inspection) scan(ctx context.Context, first, next int64, hashes []byte) error {
-	f, err := os.Open(in.layout.segment(first))
+	f, err := in.openSegment(first)
 	if err != nil {
-		return fmt.Errorf("opening segment: %w", err)
+		return err
 	}
-	defer f.Close()
+	defer f.close()
 	s := newScanner(f, 0)
 	for {
 		if in.tree.size&1023 == 0 && ctx.Err() != nil {
@@ -300,6 +299,6 @@ func (l layout) isFresh() (bool, error) {
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	logs, err := filepath.Glob(filepath.Join(l.segments(), "*.log"))
-	return len(logs) == 0, err
+	firsts, err := l.list()
+	return len(firsts) == 0, err
 }

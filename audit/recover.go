@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -109,7 +110,12 @@ func (l *Log) resume(epoch int64) error {
 	if err := l.tidy(); err != nil {
 		return err
 	}
-	if len(in.segments) == 0 {
+	last := len(in.segments) - 1
+	if last >= 0 {
+		sealed := slices.DeleteFunc(slices.Clone(in.segments[:last]), func(first int64) bool { return slices.Contains(in.unsealed, first) })
+		l.unpacked = l.layout.unfinished(sealed)
+	}
+	if last < 0 || l.isPacked(in.segments[last]) { // the active one was empty, and is gone
 		if err := l.addSegment(); err != nil {
 			return err
 		}
@@ -122,6 +128,12 @@ func (l *Log) resume(epoch int64) error {
 	l.logger.LogAttrs(context.Background(), slog.LevelWarn, "torn tail of the audit log moved to quarantine",
 		slog.Int64("bytes", in.torn.bytes), slog.Int64("next_seq", in.tree.size))
 	return l.note(Control{What: "recover", SeqTo: in.tree.size - 1, Bytes: in.torn.bytes, ErrClass: "torn tail"})
+}
+
+// isPacked reports whether a segment is there in its packed form alone.
+func (l *Log) isPacked(first int64) bool {
+	_, err := os.Stat(l.layout.segment(first))
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // reopen makes the last segment ready to append, a torn tail taken off and kept.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -192,11 +191,11 @@ func (p *part) read(numbers []int64, fn func(Entry) error) error {
 			return err
 		}
 	}
-	f, err := os.Open(p.segment(p.first))
+	f, err := p.openSegment(p.first)
 	if err != nil {
-		return fmt.Errorf("opening segment: %w", err)
+		return err
 	}
-	defer f.Close()
+	defer f.close()
 	for len(numbers) > 0 {
 		block, n := numbers[0]/blockOf, 1
 		for n < len(numbers) && numbers[n]/blockOf == block {

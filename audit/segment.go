@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 )
 
 // layout names the files of one epoch.
@@ -38,6 +39,8 @@ func (l layout) index(first int64) string {
 	return filepath.Join(l.segments(), fmt.Sprintf("%020d.idx", first))
 }
 
+func (l layout) packed(first int64) string { return l.segment(first) + ".zst" }
+
 // list returns the first sequence numbers of the epoch's segments, in order; none if there is no epoch.
 func (l layout) list() ([]int64, error) {
 	entries, err := os.ReadDir(l.segments())
@@ -46,7 +49,7 @@ func (l layout) list() ([]int64, error) {
 	}
 	var firsts []int64
 	for _, e := range entries {
-		digits, ok := strings.CutSuffix(e.Name(), ".log")
+		digits, ok := strings.CutSuffix(strings.TrimSuffix(e.Name(), ".zst"), ".log")
 		if !ok || len(digits) != 20 {
 			continue
 		}
@@ -57,7 +60,61 @@ func (l layout) list() ([]int64, error) {
 		firsts = append(firsts, first)
 	}
 	slices.Sort(firsts)
-	return firsts, nil
+	return slices.Compact(firsts), nil // a raw one and its packed copy, where a crash came between
+}
+
+// A segmentFile is a segment open for reading: what it reads is the raw segment, also where that is packed.
+type segmentFile struct {
+	io.ReaderAt
+	file   *os.File
+	packed *packed // nil for a raw one
+}
+
+// openSegment opens a segment for reading. The raw file is the original as long as it is there.
+func (l layout) openSegment(first int64) (*segmentFile, error) {
+	f, err := os.Open(l.segment(first))
+	if err == nil {
+		return &segmentFile{ReaderAt: f, file: f}, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening segment: %w", err)
+	}
+	if f, err = os.Open(l.packed(first)); err != nil {
+		return nil, fmt.Errorf("opening segment: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening segment: %w", err), f.Close())
+	}
+	p, err := openPacked(f, info.Size(), l, first)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &segmentFile{ReaderAt: p, file: f, packed: p}, nil
+}
+
+func (s *segmentFile) close() {
+	if s.packed != nil {
+		s.packed.close()
+	}
+	_ = s.file.Close() // only read
+}
+
+// sync makes durable what was read: frames that can be read may still be in the page cache alone.
+func (s *segmentFile) sync() error {
+	if err := retry(func() error { return unix.Fdatasync(int(s.file.Fd())) }); err != nil {
+		return fmt.Errorf("syncing %s: %w", s.file.Name(), err)
+	}
+	return nil
+}
+
+// hasSegment reports whether a segment's records are there, raw or packed.
+func (l layout) hasSegment(first int64) bool {
+	_, err := os.Stat(l.segment(first))
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(l.packed(first))
+	}
+	return err == nil
 }
 
 // readHashes reads the leaf hashes of a sealed segment of count records; ok is false if they are not there in full.
@@ -112,6 +169,7 @@ type scanner struct {
 	buf  []byte
 	have []byte // unread part of buf
 	off  int64  // of have in the file
+	raw  []byte // the last frame that next returned, as it stands in the file
 }
 
 const scanWindow = 256 << 10
@@ -136,7 +194,7 @@ func (s *scanner) next() (frame, error) {
 			return frame{}, err
 		}
 	}
-	s.have = s.have[n:]
+	s.raw, s.have = s.have[:n], s.have[n:]
 	s.off += int64(n)
 	return f, nil
 }

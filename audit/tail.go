@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sys/unix"
 )
 
 // TailOptions choose what Tail reads.
@@ -75,7 +73,7 @@ func Tail(ctx context.Context, dir string, o TailOptions, fn func(Entry) error) 
 type tailer struct {
 	layout
 	fn    func(Entry) error
-	file  *os.File
+	file  *segmentFile
 	scan  *scanner
 	first int64 // of the segment that is open
 	next  int64 // seq of the next record
@@ -85,7 +83,7 @@ type tailer struct {
 
 func (t *tailer) close() {
 	if t.file != nil {
-		_ = t.file.Close() // only read
+		t.file.close()
 	}
 }
 
@@ -100,11 +98,11 @@ func (t *tailer) seek(last int) error {
 		return nil
 	}
 	newest := firsts[len(firsts)-1]
-	f, err := os.Open(t.segment(newest))
+	f, err := t.openSegment(newest)
 	if err != nil {
-		return fmt.Errorf("opening segment: %w", err)
+		return err
 	}
-	defer f.Close()
+	defer f.close()
 	end, err := countFrames(f, 0, newest)
 	if err != nil {
 		return err
@@ -138,12 +136,12 @@ func countFrames(f io.ReaderAt, off, seq int64) (int64, error) {
 func (t *tailer) drain(ctx context.Context) error {
 	for {
 		if t.file == nil {
-			f, err := os.Open(t.segment(t.next))
+			f, err := t.openSegment(t.next)
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
 			if err != nil {
-				return fmt.Errorf("opening segment: %w", err)
+				return err
 			}
 			t.file, t.scan, t.first = f, newScanner(f, 0), t.next
 		}
@@ -153,7 +151,7 @@ func (t *tailer) drain(ctx context.Context) error {
 		if t.next == t.first {
 			return nil
 		}
-		if _, err := os.Stat(t.segment(t.next)); err != nil {
+		if !t.hasSegment(t.next) {
 			return t.damaged()
 		}
 		t.close()
@@ -168,8 +166,8 @@ func (t *tailer) readSegment(ctx context.Context) error {
 	if err != nil || end == t.next {
 		return err
 	}
-	if err := retry(func() error { return unix.Fdatasync(int(t.file.Fd())) }); err != nil {
-		return fmt.Errorf("syncing %s: %w", t.file.Name(), err)
+	if err := t.file.sync(); err != nil {
+		return err
 	}
 	for t.next < end {
 		if ctx.Err() != nil {
@@ -177,7 +175,7 @@ func (t *tailer) readSegment(ctx context.Context) error {
 		}
 		f, err := t.scan.next()
 		if err != nil {
-			return fmt.Errorf("reading %s: %w", t.file.Name(), err)
+			return fmt.Errorf("reading %s: %w", t.file.file.Name(), err)
 		}
 		t.next++
 		if f.seq < t.from {

@@ -1,11 +1,9 @@
 package audit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -339,69 +337,4 @@ func (k *keeper) hasRoom(free int64) error {
 	k.logger.LogAttrs(context.Background(), slog.LevelInfo, "audit disk has room again; requests are served",
 		slog.Int64("free_bytes", free), slog.Int64("records_lost", dropped))
 	return k.Append(context.Background(), k.controlRecord(Control{What: "disk_ok", Bytes: free, Count: dropped}))
-}
-
-// seal finishes full segments: the room behind their last record goes back, their leaf hashes are kept.
-func (k *keeper) seal() error {
-	k.mu.Lock()
-	behind := k.unseal
-	k.mu.Unlock()
-	for _, first := range behind {
-		count, err := k.sealOne(first)
-		if err != nil {
-			return err
-		}
-		k.Note(k.controlRecord(Control{What: "rotate", SeqFrom: first, SeqTo: first + count - 1, Count: count}))
-		k.mu.Lock()
-		k.unseal = k.unseal[1:]
-		k.sealed++
-		k.mu.Unlock()
-		k.signed = time.Time{} // a checkpoint follows at once
-	}
-	k.metrics.segments.WithLabelValues("active").Set(1)
-	k.metrics.segments.WithLabelValues("sealed").Set(float64(k.sealed))
-	return nil
-}
-
-// sealOne seals one segment and returns how many records it holds.
-func (k *keeper) sealOne(first int64) (count int64, err error) {
-	name := k.layout.segment(first)
-	in, err := os.Open(name)
-	if err != nil {
-		return 0, fmt.Errorf("sealing: %w", err)
-	}
-	defer in.Close()
-	var hashes, scratch bytes.Buffer
-	x := newIndexer(first)
-	s := newScanner(in, 0)
-	for {
-		at := s.off
-		f, err := s.next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return 0, fmt.Errorf("sealing %s at %d: %w", name, s.off, err)
-		}
-		leaf := f.leaf(&scratch)
-		hashes.Write(leaf[:])
-		if err := x.frame(f, leaf, at); err != nil {
-			return 0, err
-		}
-	}
-	out, err := k.disk.create(name)
-	if err != nil {
-		return 0, fmt.Errorf("sealing: %w", err)
-	}
-	err = out.Truncate(s.off)
-	if err == nil {
-		err = out.datasync()
-	}
-	if err := errors.Join(err, out.Close()); err != nil {
-		return 0, fmt.Errorf("sealing %s: %w", name, err)
-	}
-	if err := writeFile(k.disk, k.layout.hashes(first), hashes.Bytes()); err != nil {
-		return 0, err
-	}
-	return x.count, writeFile(k.disk, k.layout.index(first), x.encode())
 }

@@ -114,11 +114,11 @@ func verifyKeys(dir string, epoch int64, given string) (keyring, error) {
 
 // acceptedBy reports whether an epoch begins with a record that names this damage of the epoch before.
 func acceptedBy(next layout, d *DamageError) bool {
-	f, err := os.Open(next.segment(0))
+	f, err := next.openSegment(0)
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer f.close()
 	fr, err := newScanner(f, 0).next()
 	if err != nil {
 		return false

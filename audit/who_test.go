@@ -202,6 +202,7 @@ func TestIndexIsNeverBelieved(t *testing.T) {
 		check(t, 0)
 	})
 	t.Run("an altered record is found with --verify, not by the index", func(t *testing.T) {
+		s.unpack(t)
 		raw := read(t, s.segment(0))
 		f, n, err := parseFrame(raw[frames(t, raw)[1]:])
 		if err != nil {

@@ -32,8 +32,9 @@ demo:
 run:
 	$(GO) run ./cmd/headgate-demo --stay
 
+# A program that has the race detector waits a second at its end, if not told otherwise.
 test: deps
-	$(GO) test -race -shuffle=on -timeout 20m ./...
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -shuffle=on -timeout 20m ./...
 
 check:
 	@fmt="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -47,6 +48,11 @@ func (e *Engine) gate(ctx context.Context, b *bundle) (state string, err error) 
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", trialLimits}, e.opts.Trial...)...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent", trialMemory, fmt.Sprintf("GOMAXPROCS=%d", max(1, runtime.GOMAXPROCS(0)/2))}
+	for _, name := range []string{"GODEBUG", "GORACE"} { // how Go's runtime was told to be
+		if value, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = "/", bytes.NewReader(archive), &clipped{&out}, &clipped{&errs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -168,7 +168,8 @@ func newScript(env *testscript.Env, archives []string, machine string) error {
 		return err
 	}
 	for key, value := range map[string]string{
-		"HOME": home, "UPSTREAM": server.URL, "SUMDB_KEY": up.Key(), "PORT": port, "OPS": ops,
+		"GORACE": "atexit_sleep_ms=0", // else each program that was built with the race detector ends a second late
+		"HOME":   home, "UPSTREAM": server.URL, "SUMDB_KEY": up.Key(), "PORT": port, "OPS": ops,
 		"GATEWAY": "https://localhost:" + port, "GOPROXY": "https://localhost:" + port, "REAL_GOPROXY": machine, "SOURCE": source, "REAL_HTTPS_PROXY": os.Getenv("HTTPS_PROXY"),
 		"GOENV": "off", "GOFLAGS": "-modcacherw", "GOTOOLCHAIN": "local", "GOSUMDB": up.Key(), "GOPRIVATE": "", "GONOSUMDB": "", "GONOPROXY": "",
 		"GOPATH": filepath.Join(home, "go"), "GOMODCACHE": filepath.Join(home, "cache0"), "GOCACHE": filepath.Join(os.TempDir(), "headgate-test-gocache"),

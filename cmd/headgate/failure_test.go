@@ -38,7 +38,7 @@ func TestHerd(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range callers {
 		want := int64(taste)
-		if i%10 == 0 || os.Getenv("SOAK") != "" {
+		if i%20 == 0 || os.Getenv("SOAK") != "" {
 			want = 1 << 40
 		}
 		group.Go(func() {

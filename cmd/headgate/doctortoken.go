@@ -51,24 +51,34 @@ func (x *examination) credential(ctx context.Context) {
 // asUser is how this user's requests are made.
 func (x *examination) asUser(ctx context.Context) (address string, c *http.Client, header string, err error) {
 	if x.login != nil {
-		t, err := x.login.fresh(ctx, "")
-		if err != nil {
-			return "", nil, "", err
-		}
-		address, c, err = x.login.door()
-		return address, c, "Bearer " + t.Token, err
+		return x.login.asUser(ctx)
 	}
+	return asNetrc(x.Gateway, x.caFile)
+}
+
+// asUser is how requests are made with the login's short token.
+func (l *gatewayLogin) asUser(ctx context.Context) (address string, c *http.Client, header string, err error) {
+	t, err := l.fresh(ctx, "")
+	if err != nil {
+		return "", nil, "", err
+	}
+	address, c, err = l.door()
+	return address, c, "Bearer " + t.Token, err
+}
+
+// asNetrc is how requests are made with what .netrc has for a gateway.
+func asNetrc(address, caFile string) (string, *http.Client, string, error) {
 	file, err := netrcFile()
 	if err != nil {
 		return "", nil, "", err
 	}
 	text, _ := os.ReadFile(file) // what is wrong with it the finding on netrc says
-	password := netrcPassword(text, netrcMachine(x.Gateway))
+	password := netrcPassword(text, netrcMachine(address))
 	if password == "" {
-		return "", nil, "", fmt.Errorf("neither a sign-in nor %s has a credential for %s", file, netrcMachine(x.Gateway))
+		return "", nil, "", fmt.Errorf("neither a sign-in nor %s has a credential for %s", file, netrcMachine(address))
 	}
-	trust, err := trusting(x.caFile)
-	return x.Gateway, webClient(trust), "Bearer " + password, err
+	trust, err := trusting(caFile)
+	return address, webClient(trust), "Bearer " + password, err
 }
 
 func askAs(ctx context.Context, c *http.Client, address, header string) (*http.Response, error) {

@@ -113,7 +113,7 @@ Exit codes: 0 done, 1 could not be done, 2 wrong use, 3 the answer is no, 4 it i
 	})
 	file := root.PersistentFlags().String("config", "", "configuration `FILE` (default: $HEADGATE_CONFIG, else "+systemConfig+", else defaults)")
 	root.AddCommand(serveCommand(file), readyCommand(file), configCommand(file), tokenCommand(file), deviceCommand(file), lockCommand(file), unlockCommand(file),
-		auditCommand(file), mirrorCommand(file), policyCommand(file), versionCommand(),
+		auditCommand(file), mirrorCommand(file), policyCommand(file), checkCommand(), versionCommand(),
 		loginCommand(), logoutCommand(), whoamiCommand(), statusCommand(), goauthCommand(), agentCommand(), doctorCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	return root

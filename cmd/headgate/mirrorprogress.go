@@ -194,6 +194,14 @@ func (p *progressLine) done() string {
 	return fmt.Sprintf("%d %s", p.last.Done, p.noun)
 }
 
+// count shows how much of what has no bytes is done, on a terminal alone.
+func (p *progressLine) count(done, total int) {
+	p.last.Done, p.last.Total = int64(done), int64(total)
+	if p.terminal {
+		fmt.Fprintf(p.w, "\r\x1b[K%s", p.done())
+	}
+}
+
 func (p *progressLine) end() {
 	if p.terminal {
 		fmt.Fprint(p.w, "\r\x1b[K")

@@ -32,17 +32,23 @@ func readWanted(files []string) ([]mirror.Wanted, error) {
 				continue
 			}
 			place[v] = len(all)
-			all = append(all, w)
+			all = append(all, w.Wanted)
 		}
 	}
 	return all, nil
 }
 
-func wantedIn(name string, text []byte) ([]mirror.Wanted, error) {
+// A placed version stands in a line of a file.
+type placed struct {
+	mirror.Wanted
+	line int
+}
+
+func wantedIn(name string, text []byte) ([]placed, error) {
 	if filepath.Ext(name) == ".mod" {
 		return wantedInMod(name, text)
 	}
-	var list []mirror.Wanted
+	var list []placed
 	number := 0
 	for line := range strings.Lines(string(text)) {
 		number++
@@ -65,13 +71,13 @@ func wantedIn(name string, text []byte) ([]mirror.Wanted, error) {
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
-		list = append(list, w)
+		list = append(list, placed{w, number})
 	}
 	return list, nil
 }
 
 // wantedInMod takes the requirements, as far as they are not replaced by a folder.
-func wantedInMod(name string, text []byte) ([]mirror.Wanted, error) {
+func wantedInMod(name string, text []byte) ([]placed, error) {
 	f, err := modfile.Parse(name, text, nil)
 	if err != nil {
 		return nil, err
@@ -80,9 +86,9 @@ func wantedInMod(name string, text []byte) ([]mirror.Wanted, error) {
 	for _, r := range f.Replace {
 		replaced[r.Old] = r.New
 	}
-	var list []mirror.Wanted
+	var list []placed
 	for _, r := range f.Require {
-		v := r.Mod
+		v, line := r.Mod, r.Syntax.Start.Line
 		for _, old := range []module.Version{v, {Path: v.Path}} {
 			if to, ok := replaced[old]; ok {
 				v = to
@@ -90,7 +96,7 @@ func wantedInMod(name string, text []byte) ([]mirror.Wanted, error) {
 			}
 		}
 		if v.Version != "" {
-			list = append(list, mirror.Wanted{Path: v.Path, Version: v.Version})
+			list = append(list, placed{mirror.Wanted{Path: v.Path, Version: v.Version}, line})
 		}
 	}
 	return list, nil

@@ -57,6 +57,9 @@ func openIndex(file io.ReaderAt, first, size int64) (*index, error) {
 		return nil, err
 	}
 	x.words = uint64(binary.LittleEndian.Uint32(words))
+	if x.words > uint64(x.dict.size)/4 {
+		return nil, fmt.Errorf("opening index: dictionary: %w", errIndex)
+	}
 	return x, nil
 }
 
@@ -169,17 +172,16 @@ func (x *index) event(id string) ([]int64, error) {
 }
 
 // word returns a string of the dictionary.
-func (x *index) word(n uint64) (string, error) {
+func (x *index) word(n uint64) ([]byte, error) {
 	if n >= x.words {
-		return "", fmt.Errorf("reading dictionary of index: %w", errIndex)
+		return nil, fmt.Errorf("reading dictionary of index: %w", errIndex)
 	}
 	offsets, err := x.at(x.dict, 4+4*int64(n), 8)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	from, to := int64(binary.LittleEndian.Uint32(offsets)), int64(binary.LittleEndian.Uint32(offsets[4:]))
-	b, err := x.at(x.dict, 8+4*int64(x.words)+from, to-from)
-	return string(b), err
+	return x.at(x.dict, 8+4*int64(x.words)+from, to-from)
 }
 
 // block returns where in the raw segment the n-th block of 1,024 records begins.
@@ -191,59 +193,74 @@ func (x *index) block(n int64) (int64, error) {
 	return int64(binary.LittleEndian.Uint64(b)), nil
 }
 
-// fetches gives fn every tally of a module, or of one of its versions.
-func (x *index) fetches(path, version string, fn func(who fetcher, t tally) error) error {
-	return x.lookup(keyFetches, path, func(data []byte) error {
+// A found is one tally of one segment.
+type found struct {
+	who   fetchKey
+	tally tally
+}
+
+// fetches returns every tally of a module, or of one of its versions. Words get their numbers in words.
+func (x *index) fetches(path, version string, words *lexicon) ([]found, error) {
+	var all []found
+	err := x.lookup(keyFetches, path, func(data []byte) error {
 		r := uvarints{data: data}
-		if name, err := x.word(r.next()); err != nil || name != path {
+		if name, err := x.word(r.next()); err != nil || string(name) != path {
 			return err
 		}
+		known := make([]uint32, x.words) // by this index's numbers: 1 more than the number in words, 0 if not met yet
 		for len(r.data) > 0 && !r.bad {
 			name, err := x.word(r.next())
 			if err != nil {
 				return err
 			}
 			block := r.bytes(r.next())
-			if version != "" && name != version {
+			if version != "" && string(name) != version {
 				continue
 			}
-			if err := x.version(path, name, block, fn); err != nil {
+			who := fetchKey{path: words.number(path), version: words.number(string(name))}
+			if all, err = x.version(all, who, block, func(n uint64) (uint32, error) { return x.number(n, known, words) }); err != nil {
 				return err
 			}
 		}
 		return r.err()
 	})
+	return all, err
 }
 
-// version gives fn the tallies of one version.
-func (x *index) version(path, version string, block []byte, fn func(fetcher, tally) error) error {
+// version adds the tallies of one version.
+func (x *index) version(all []found, who fetchKey, block []byte, number func(uint64) (uint32, error)) ([]found, error) {
 	r := uvarints{data: block}
 	for len(r.data) > 0 && !r.bad {
-		who := fetcher{path: path, version: version, flags: r.bytes(1)[0]}
-		for _, s := range []*string{&who.subject, &who.issuer, &who.device} {
-			word, err := x.word(r.next())
-			if err != nil {
-				return err
+		who.flags = r.bytes(1)[0]
+		for _, n := range []*uint32{&who.subject, &who.issuer, &who.device} {
+			var err error
+			if *n, err = number(r.next()); err != nil {
+				return nil, err
 			}
-			*s = word
 		}
 		t := tally{count: int64(r.next())}
 		t.first = x.oldest + int64(r.next())
 		t.last = t.first + int64(r.next())
-		if r.bad {
-			break
-		}
-		if err := fn(who, t); err != nil {
-			return err
-		}
+		all = append(all, found{who, t})
 	}
-	return r.err()
+	return all, r.err()
 }
 
-// A fetcher is what fetches are folded by, in words.
-type fetcher struct {
-	path, version, subject, issuer, device string
-	flags                                  byte
+// number turns this index's number of a word into that of a lexicon for many indexes.
+func (x *index) number(n uint64, known []uint32, words *lexicon) (uint32, error) {
+	if n < uint64(len(known)) && known[n] > 0 {
+		return known[n] - 1, nil
+	}
+	word, err := x.word(n)
+	if err != nil {
+		return 0, err
+	}
+	number, ok := words.numbers[string(word)] // makes no string of a word that is known, as most are
+	if !ok {
+		number = words.number(string(word))
+	}
+	known[n] = number + 1
+	return number, nil
 }
 
 // uvarints reads numbers and remembers that one was missing.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -108,7 +109,7 @@ type indexer struct {
 	blocks   []int64 // offset in the raw segment of every 1,024th record
 	events   []uint64
 	postings map[string]*posting
-	words    map[string]uint32
+	words    lexicon
 	fetches  []fetched
 	byEvent  map[string]int // decisions, by event id, until their outcome
 }
@@ -133,7 +134,7 @@ type fetchKey struct {
 }
 
 func newIndexer(first int64) *indexer {
-	return &indexer{first: first, postings: map[string]*posting{}, words: map[string]uint32{}, byEvent: map[string]int{}}
+	return &indexer{first: first, postings: map[string]*posting{}, words: newLexicon(), byEvent: map[string]int{}}
 }
 
 // frame takes the next record, whose frame stands at off.
@@ -215,18 +216,27 @@ func (x *indexer) fetch(b *brief) {
 	}
 	x.fetches = append(x.fetches, fetched{
 		who: fetchKey{
-			path: x.word(b.Module), version: x.word(b.Version), subject: x.word(b.Subject.ID),
-			issuer: x.word(b.Subject.Issuer), device: x.word(b.Device.ID), flags: flags,
+			path: x.words.number(b.Module), version: x.words.number(b.Version), subject: x.words.number(b.Subject.ID),
+			issuer: x.words.number(b.Subject.Issuer), device: x.words.number(b.Device.ID), flags: flags,
 		},
 		t: b.T, count: max(b.Count, 1),
 	})
 }
 
-func (x *indexer) word(s string) uint32 {
-	n, ok := x.words[s]
+// A lexicon numbers words as they come.
+type lexicon struct {
+	numbers map[string]uint32
+	words   []string
+}
+
+func newLexicon() lexicon { return lexicon{numbers: map[string]uint32{}} }
+
+func (l *lexicon) number(word string) uint32 {
+	n, ok := l.numbers[word]
 	if !ok {
-		n = uint32(len(x.words))
-		x.words[s] = n
+		n = uint32(len(l.words))
+		l.numbers[word] = n
+		l.words = append(l.words, word)
 	}
 	return n
 }
@@ -305,16 +315,12 @@ func (x *indexer) assemble(sections ...[]byte) []byte {
 
 // dictionary returns the words in order, as offsets and text, and the place of each in that order.
 func (x *indexer) dictionary() (section []byte, rank []uint32) {
-	words := make([]string, 0, len(x.words))
-	for w := range x.words {
-		words = append(words, w)
-	}
-	slices.Sort(words)
+	words := slices.Sorted(maps.Keys(x.words.numbers))
 	rank = make([]uint32, len(words))
 	section = binary.LittleEndian.AppendUint32(nil, uint32(len(words)))
 	size := 0
 	for i, w := range words {
-		rank[x.words[w]] = uint32(i)
+		rank[x.words.numbers[w]] = uint32(i)
 		section = binary.LittleEndian.AppendUint32(section, uint32(size))
 		size += len(w)
 	}
@@ -344,43 +350,31 @@ type tally struct {
 	first, last int64 // t, ns
 }
 
-func (t *tally) add(o tally) {
-	if t.count == 0 || o.first < t.first {
-		t.first = o.first
+func (t tally) plus(o tally) tally {
+	if t.count == 0 {
+		return o
 	}
-	if t.count == 0 || o.last > t.last {
-		t.last = o.last
-	}
-	t.count += o.count
+	return tally{count: t.count + o.count, first: min(t.first, o.first), last: max(t.last, o.last)}
 }
 
 // folded counts the fetches of each path: path, versions, and for each version who.
 func (x *indexer) folded(rank []uint32) *spans {
-	tallies := make(map[fetchKey]*tally, len(x.fetches)/4)
+	tallies := make(map[fetchKey]tally, len(x.fetches)/4)
 	for _, f := range x.fetches {
-		t := tallies[f.who]
-		if t == nil {
-			t = &tally{}
-			tallies[f.who] = t
-		}
-		t.add(tally{count: f.count, first: f.t, last: f.t})
+		tallies[f.who] = tallies[f.who].plus(tally{count: f.count, first: f.t, last: f.t})
 	}
 	all := make([]fetchKey, 0, len(tallies))
 	for k := range tallies {
 		all = append(all, k)
 	}
 	slices.SortFunc(all, func(a, b fetchKey) int { return a.compare(b, rank) })
-	names := make([]string, len(x.words))
-	for w, n := range x.words {
-		names[n] = w
-	}
 	out := &spans{}
 	for len(all) > 0 {
 		n := 1
 		for n < len(all) && all[n].path == all[0].path {
 			n++
 		}
-		out.put(keyHash(string(keyFetches)+names[all[0].path]), x.pathBlock(all[:n], tallies, rank))
+		out.put(keyHash(string(keyFetches)+x.words.words[all[0].path]), x.pathBlock(all[:n], tallies, rank))
 		all = all[n:]
 	}
 	return out
@@ -396,7 +390,7 @@ func (k fetchKey) compare(o fetchKey, rank []uint32) int {
 }
 
 // pathBlock writes the fetches of one path.
-func (x *indexer) pathBlock(keys []fetchKey, tallies map[fetchKey]*tally, rank []uint32) []byte {
+func (x *indexer) pathBlock(keys []fetchKey, tallies map[fetchKey]tally, rank []uint32) []byte {
 	out := binary.AppendUvarint(nil, uint64(rank[keys[0].path]))
 	for len(keys) > 0 {
 		version := keys[0].version

@@ -55,7 +55,7 @@ func (a *Archive) Who(ctx context.Context, q WhoQuery) (*WhoAnswer, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	answer := &WhoAnswer{Fetches: []Fetch{}}
-	total := map[fetcher]*tally{}
+	total, words := map[fetchKey]tally{}, newLexicon()
 	checked := map[int64]bool{}
 	err := a.each(ctx, &answer.Covered, func(p *part) error {
 		if q.Verify && !checked[p.epoch] {
@@ -64,17 +64,12 @@ func (a *Archive) Who(ctx context.Context, q WhoQuery) (*WhoAnswer, error) {
 				return err
 			}
 		}
-		found, err := p.who(q)
+		found, err := p.who(q, &words)
 		if err != nil {
 			return err
 		}
 		for _, f := range found {
-			t := total[f.who]
-			if t == nil {
-				t = &tally{}
-				total[f.who] = t
-			}
-			t.add(f.tally)
+			total[f.who] = total[f.who].plus(f.tally)
 		}
 		return nil
 	})
@@ -83,7 +78,7 @@ func (a *Archive) Who(ctx context.Context, q WhoQuery) (*WhoAnswer, error) {
 	}
 	settle(total)
 	for who, t := range total {
-		f := who.fetch(*t)
+		f := who.fetch(t, words.words)
 		if q.Delivered && !f.Delivered() || q.Refused && f.Effect == "allow" {
 			continue
 		}
@@ -96,27 +91,16 @@ func (a *Archive) Who(ctx context.Context, q WhoQuery) (*WhoAnswer, error) {
 	return answer, nil
 }
 
-// A found is one tally of one segment.
-type found struct {
-	who   fetcher
-	tally tally
-}
-
 // who asks one segment.
-func (p *part) who(q WhoQuery) ([]found, error) {
+func (p *part) who(q WhoQuery, words *lexicon) ([]found, error) {
 	if q.Verify {
-		return p.whoFromRecords(q)
+		return p.whoFromRecords(q, words)
 	}
-	var all []found
-	err := p.index.fetches(q.Module, q.Version, func(who fetcher, t tally) error {
-		all = append(all, found{who, t})
-		return nil
-	})
-	return all, err
+	return p.index.fetches(q.Module, q.Version, words)
 }
 
 // whoFromRecords makes the same from the records, each held against the tree's leaves.
-func (p *part) whoFromRecords(q WhoQuery) ([]found, error) {
+func (p *part) whoFromRecords(q WhoQuery, words *lexicon) ([]found, error) {
 	kind, word := byte(keyPath), q.Module
 	if q.Version != "" {
 		kind, word = keyVersion, q.Module+"@"+q.Version
@@ -131,6 +115,7 @@ func (p *part) whoFromRecords(q WhoQuery) ([]found, error) {
 		return nil, err
 	}
 	x := newIndexer(p.first)
+	x.words = *words
 	err = p.read(numbers, func(e Entry) error {
 		at := (e.Seq - p.first) * tlog.HashSize
 		if sealed && e.Leaf != tlog.Hash(hashes[at:at+tlog.HashSize]) {
@@ -148,24 +133,12 @@ func (p *part) whoFromRecords(q WhoQuery) ([]found, error) {
 	if err != nil {
 		return nil, err
 	}
-	return x.found(), nil
-}
-
-// found returns the fetches of an indexer in words.
-func (x *indexer) found() []found {
-	names := make([]string, len(x.words))
-	for w, n := range x.words {
-		names[n] = w
-	}
+	*words = x.words
 	var all []found
 	for _, f := range x.fetches {
-		who := fetcher{
-			path: names[f.who.path], version: names[f.who.version], subject: names[f.who.subject],
-			issuer: names[f.who.issuer], device: names[f.who.device], flags: f.who.flags,
-		}
-		all = append(all, found{who, tally{count: f.count, first: f.t, last: f.t}})
+		all = append(all, found{f.who, tally{count: f.count, first: f.t, last: f.t}})
 	}
-	return all
+	return all, nil
 }
 
 // checkTree holds the leaf hashes of an epoch against its signed checkpoint, so that records can be held against them.
@@ -183,35 +156,32 @@ func checkTree(ctx context.Context, dir string, epoch int64) error {
 }
 
 // settle moves broken-off fetches to where they belong if their outcome stands in a later segment than their decision.
-func settle(total map[fetcher]*tally) {
+func settle(total map[fetchKey]tally) {
 	for who, late := range total {
 		if who.flags&fetchLate == 0 {
 			continue
 		}
 		delete(total, who)
 		who.flags &^= fetchLate
-		if t := total[who]; t != nil {
-			t.add(*late)
-		} else {
-			total[who] = late
-		}
+		total[who] = total[who].plus(late)
 		who.flags &^= fetchAborted
-		if t := total[who]; t != nil {
-			if t.count -= late.count; t.count <= 0 {
-				delete(total, who)
-			}
+		if t, ok := total[who]; ok && t.count > late.count {
+			t.count -= late.count
+			total[who] = t
+		} else {
+			delete(total, who)
 		}
 	}
 }
 
 // fetch returns a tally as it is shown.
-func (w fetcher) fetch(t tally) Fetch {
+func (k fetchKey) fetch(t tally, words []string) Fetch {
 	f := Fetch{
-		Module: w.path, Version: w.version, Subject: w.subject, Issuer: w.issuer, Device: w.device,
-		What: "metadata", Effect: [...]string{"allow", "deny", "error", "error"}[w.flags&3], Aborted: w.flags&fetchAborted != 0,
+		Module: words[k.path], Version: words[k.version], Subject: words[k.subject], Issuer: words[k.issuer], Device: words[k.device],
+		What: "metadata", Effect: [...]string{"allow", "deny", "error", "error"}[k.flags&3], Aborted: k.flags&fetchAborted != 0,
 		Count: t.count, First: time.Unix(0, t.first).UTC(), Last: time.Unix(0, t.last).UTC(),
 	}
-	if w.flags&fetchZip != 0 {
+	if k.flags&fetchZip != 0 {
 		f.What = "zip"
 	}
 	return f

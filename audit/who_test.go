@@ -380,7 +380,8 @@ func FuzzIndex(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = x.fetches("example.com/m", "", func(fetcher, tally) error { return nil })
+		words := newLexicon()
+		_, _ = x.fetches("example.com/m", "", &words)
 		_, _ = x.records(keySubject, "ann")
 		_, _ = x.event("ABCDEFGH")
 		_, _ = x.block(0)

@@ -19,6 +19,7 @@ import (
 type inspection struct {
 	layout
 	trustHashes bool         // believe .hashes of segments before the newest checkpoint's; the root still has to fit
+	trustTo     int64        // only of those that end before this record; 0 for all
 	known       []checkpoint // verified ones, to be met at their size
 	checkpoint  checkpoint   // the newest local one
 
@@ -32,7 +33,8 @@ type inspection struct {
 	torn     tail    // what stands behind it
 	last     []byte  // the last good record
 	suspect  *DamageError
-	patience int // how often to look again at a torn tail, which may be a live log's write under way
+	rewrite  *DamageError // a checkpoint given from outside that the tree does not meet
+	patience int          // how often to look again at a torn tail, which may be a live log's write under way
 	scratch  bytes.Buffer
 }
 
@@ -62,7 +64,13 @@ func (in *inspection) run(ctx context.Context) error {
 			return in.short(c)
 		}
 	}
-	return in.meet()
+	if err := in.meet(); err != nil {
+		return err
+	}
+	if in.rewrite != nil { // and yet the log's own checkpoint was met: two of its signatures contradict each other
+		return in.rewrite
+	}
+	return nil
 }
 
 // continuity checks that a segment begins where the one before it ended.
@@ -89,7 +97,7 @@ func (in *inspection) segment(ctx context.Context, first, next int64) error {
 		if err != nil {
 			return err
 		}
-		if ok && in.trustHashes && next <= in.checkpoint.size {
+		if ok && in.trustHashes && next <= in.checkpoint.size && (in.trustTo == 0 || next <= in.trustTo) {
 			return in.pushHashes(hashes)
 		}
 		if !ok {
@@ -189,7 +197,12 @@ func (in *inspection) meet() error {
 		}
 		d := in.damage(ExitAltered, max(c.size-1, 0), "it, or all from an altered record on, was rewritten: the signed checkpoint of this size has another root")
 		d.EventID = eventID(in.last)
-		return d
+		if c.size >= in.checkpoint.size {
+			return d
+		}
+		if in.rewrite == nil {
+			d.Code, in.rewrite = ExitConflict, d
+		}
 	}
 	return nil
 }

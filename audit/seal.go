@@ -121,6 +121,9 @@ func (l *Log) packAll() error {
 		if len(todo) == 0 || state != nil || stopped(l.stop) {
 			return nil
 		}
+		if err := l.writeTiles(todo[0]); err != nil { // what stands before this segment is sealed
+			return err
+		}
 		if err := l.packOne(todo[0]); err != nil {
 			return err
 		}

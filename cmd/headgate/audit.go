@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 func auditCommand(file *string) *cobra.Command {
 	return group("audit", "read, ask and verify the audit log",
 		"  headgate audit who example.com/m@v1.2.3\n  headgate audit verify\n  headgate audit tail -f",
-		auditWhoCommand(file), auditSearchCommand(file), auditVerifyCommand(file), auditTailCommand(file))
+		auditWhoCommand(file), auditSearchCommand(file), auditProveCommand(file), auditVerifyCommand(file), auditTailCommand(file))
 }
 
 // auditDir is the folder of the log: the one that --dir names, else the configuration's.
@@ -33,41 +34,77 @@ func auditDir(file *string, dir string) (string, error) {
 }
 
 func auditVerifyCommand(file *string) *cobra.Command {
-	var dir string
-	var asJSON bool
+	var v verifier
 	cmd := &cobra.Command{
 		Use: "verify", Short: "check every record against chain, tree and checkpoints",
 		Long: `verify reads the whole log, without its lock, up to the last durable record: frames, hash chain, tree, and the
 signatures of its checkpoints. The first thing that does not fit is named by record or checkpoint.
 
+What lies in the log's own folder proves only that the log fits together: whoever owns the machine can make all of it anew. --keys takes
+a key list, and --checkpoint signed checkpoints of the newest epoch, that were kept elsewhere: each must be met. --from believes the leaf
+hashes of sealed segments before that record, held against the signed checkpoint, and reads the records from there on.
+
 Exit codes: 0 good, 1 could not be done, 2 wrong use, 10 altered record, 11 segment missing, 12 shorter than a
 checkpoint, 13 torn tail only, 14 key unknown or outside its window, 15 checkpoints contradict each other.`,
-		Example: "  headgate audit verify\n  headgate audit verify --dir /var/lib/headgate/audit --json",
+		Example: "  headgate audit verify\n  headgate audit verify --checkpoint kept/checkpoint --keys kept/0.pub --json",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dir, err := auditDir(file, dir)
-			if err != nil {
-				return err
-			}
-			start := time.Now()
-			report, err := audit.Verify(cmd.Context(), dir, audit.VerifyOptions{})
-			if asJSON {
-				if jerr := json.NewEncoder(cmd.OutOrStdout()).Encode(verdictOf(report, err)); jerr != nil {
-					return jerr
-				}
-			}
-			if err != nil {
-				return fmt.Errorf("verifying %s: %w", dir, err)
-			}
-			if asJSON {
-				return nil
-			}
-			return printReport(cmd.OutOrStdout(), report, time.Since(start))
+			return v.verify(cmd, file)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
+	cmd.Flags().StringVar(&v.dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
+	cmd.Flags().StringVar(&v.keys, "keys", "", "`FILE` with the key list to trust (default: the log's own)")
+	cmd.Flags().StringArrayVar(&v.checkpoints, "checkpoint", nil, "`FILE` with a signed checkpoint that was kept; may be given more than once")
+	cmd.Flags().Int64Var(&v.from, "from", 0, "first record `SEQ` of the newest epoch whose segment is read")
+	cmd.Flags().BoolVar(&v.asJSON, "json", false, "print the report as JSON")
 	return cmd
+}
+
+// A verifier is the flags of audit verify.
+type verifier struct {
+	dir, keys   string
+	checkpoints []string
+	from        int64
+	asJSON      bool
+}
+
+func (v *verifier) verify(cmd *cobra.Command, file *string) error {
+	dir, err := auditDir(file, v.dir)
+	if err != nil {
+		return err
+	}
+	if v.from < 0 {
+		return &useError{fmt.Errorf("--from %d is negative", v.from)}
+	}
+	options := audit.VerifyOptions{From: v.from}
+	if v.keys != "" {
+		b, err := os.ReadFile(v.keys)
+		if err != nil {
+			return fmt.Errorf("reading key list: %w", err)
+		}
+		options.Keys = string(b)
+	}
+	for _, name := range v.checkpoints {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return fmt.Errorf("reading checkpoint: %w", err)
+		}
+		options.Checkpoints = append(options.Checkpoints, string(b))
+	}
+	start := time.Now()
+	report, err := audit.Verify(cmd.Context(), dir, options)
+	if v.asJSON {
+		if jerr := json.NewEncoder(cmd.OutOrStdout()).Encode(verdictOf(report, err)); jerr != nil {
+			return jerr
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("verifying %s: %w", dir, err)
+	}
+	if v.asJSON {
+		return nil
+	}
+	return printReport(cmd.OutOrStdout(), report, time.Since(start))
 }
 
 // A verdict is the report of verify for machines.

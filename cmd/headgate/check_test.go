@@ -35,7 +35,8 @@ func someReport() *checkReport {
 	warned := policy.Decision{Effect: policy.Allow, Warnings: []policy.Reason{warning}}
 	needs := []need{
 		at("example.com/a", "go.mod", 3), at("example.com/b", "dir with space/go.mod", 4), at("example.com/c", "/abs/go.sum", 0),
-		at("example.com/d", "go.mod", 6), {file: "go.mod", line: 1, problem: "package x: no"},
+		at("example.com/d", "go.mod", 6),
+		{file: "go.mod", line: 1, problem: "package x: no"},
 	}
 	return newCheckReport("https://go.corp.example", needs, []gateway.EvaluationAnswer{
 		{Context: gateway.EvaluationReason{Decision: &denied, Revision: "4f1c2ab", WorksNow: "v0.9.0", Text: "COOLDOWN: first\nexample.com/a@v1.0.0\nworks now: v0.9.0\ndecision 7kq2m4xw\n"}},

@@ -125,7 +125,7 @@ const hello = "module example.com/hello@v1.0.0\n-- go.mod --\nmodule example.com
 // of what the parts can say.
 func TestT77ProblemsAreNeverTakenForNotFound(t *testing.T) {
 	refusals := []error{
-		errRequest, mirror.ErrSpelling, errHost, errMethod, errAudit, errStopping, errNoAccess, policy.ErrNoPolicy, policy.ErrPolicy,
+		errRequest, mirror.ErrSpelling, errHost, errMethod, errAudit, errStopping, errNoAccess, policy.ErrNoPolicy, policy.ErrPolicy, policy.ErrQuota,
 		mirror.ErrUnknownSumdb, mirror.ErrPrivate, mirror.ErrMismatch, mirror.ErrNotListed, mirror.ErrSumdb, mirror.ErrUpstream,
 		mirror.ErrTimeout, mirror.ErrNoPrivateSource, context.DeadlineExceeded, context.Canceled, errors.New("something else"),
 		fmt.Errorf("joined with a missing file: %w", errors.Join(mirror.ErrUpstream, fs.ErrNotExist)),
@@ -142,6 +142,9 @@ func TestT77ProblemsAreNeverTakenForNotFound(t *testing.T) {
 		if p.Status == http.StatusNotFound || p.Status == http.StatusGone || p.Status < 400 || p.Status > 599 {
 			t.Errorf("problemOf(%v) has status %d, which the go command takes for something else than a refusal", err, p.Status)
 		}
+	}
+	if p := problemOf(fmt.Errorf("asking: %w", policy.ErrQuota)); p.Status != http.StatusTooManyRequests || p.RetryAfter != 60 {
+		t.Errorf("P14: who asks about too many new paths gets %d, after %d s; want 429, 60", p.Status, p.RetryAfter)
 	}
 	for _, err := range []error{fs.ErrNotExist, mirror.ErrNoRoute} {
 		if p := problemOf(err); p.Status != http.StatusNotFound {

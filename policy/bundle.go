@@ -259,6 +259,9 @@ func (b *bundle) build() error {
 	if err != nil {
 		return err
 	}
+	if err := index.affordable(); err != nil {
+		return err
+	}
 	value, err := ast.InterfaceToValue(map[string]any{"config": index})
 	if err != nil {
 		return fmt.Errorf("building index: %w", err)

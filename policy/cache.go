@@ -17,12 +17,14 @@ const (
 // that each is worked out once. It dies with its generation; nothing is ever deleted from it by name.
 type cache struct {
 	seed   maphash.Seed
+	most   int // entries of a shard
 	shards [shards]shard
 }
 
 type shard struct {
-	mu      sync.RWMutex      // guards entries
+	mu      sync.RWMutex      // guards entries and seen
 	entries map[string]*entry // by full key: the hash only chooses the shard
+	seen    map[uint64]bool   // hashes of keys that came once while the shard was full
 }
 
 // entry is one answer, or the flight towards it.
@@ -34,9 +36,9 @@ type entry struct {
 }
 
 func newCache() *cache {
-	c := &cache{seed: maphash.MakeSeed()}
+	c := &cache{seed: maphash.MakeSeed(), most: maxPerShard}
 	for i := range c.shards {
-		c.shards[i].entries = map[string]*entry{}
+		c.shards[i].entries, c.shards[i].seen = map[string]*entry{}, map[uint64]bool{}
 	}
 	return c
 }
@@ -45,14 +47,15 @@ func newCache() *cache {
 // its own ctx. An error goes to those who waited for it and is not kept; if it came from the working caller's own ctx,
 // another takes over.
 func (c *cache) get(ctx context.Context, key []byte, work func() (Decision, error)) (Decision, error) {
-	s := &c.shards[maphash.Bytes(c.seed, key)%shards]
+	hash := maphash.Bytes(c.seed, key)
+	s := &c.shards[hash%shards]
 	for {
 		s.mu.RLock()
 		e := s.entries[string(key)]
 		s.mu.RUnlock()
 		if e == nil {
 			var mine bool
-			if e, mine = s.join(key); mine {
+			if e, mine = s.join(key, hash, c.most); mine {
 				s.finish(e, key, work)
 				return e.decision, e.err
 			}
@@ -79,14 +82,23 @@ func (c *cache) get(ctx context.Context, key []byte, work func() (Decision, erro
 	}
 }
 
-// join finds the entry of a key or makes it; mine tells who has to fill it.
-func (s *shard) join(key []byte) (e *entry, mine bool) {
+// join finds the entry of a key or makes it; mine tells who has to fill it. A full shard takes a key in when it comes the
+// second time, so that a flood of keys that come once evicts nothing.
+func (s *shard) join(key []byte, hash uint64, most int) (e *entry, mine bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[string(key)]; e != nil {
 		return e, false
 	}
-	if len(s.entries) >= maxPerShard {
+	if len(s.entries) >= most {
+		if !s.seen[hash] {
+			if len(s.seen) >= most {
+				clear(s.seen)
+			}
+			s.seen[hash] = true
+			return &entry{done: make(chan struct{})}, true
+		}
+		delete(s.seen, hash)
 		for other := range s.entries { // any one: Go's maps begin at a random place
 			delete(s.entries, other)
 			break

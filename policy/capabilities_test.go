@@ -8,6 +8,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
+// P17: what capabilities say of the network does not survive JSON, so nothing reads them from there.
 func TestP17CapabilitiesThroughJSON(t *testing.T) {
 	c := capabilities()
 	if c.AllowNet == nil || len(c.AllowNet) != 0 {

@@ -35,7 +35,8 @@ var (
 	errGone       = errors.New("caller went away before its evaluation began")
 )
 
-func isCallerGone(err error) bool { return errors.Is(err, errGone) }
+// isCallerGone tells an error that is about the working caller alone, and no answer to others.
+func isCallerGone(err error) bool { return errors.Is(err, errGone) || errors.Is(err, ErrQuota) }
 
 // Generation is one compiled revision of policy with its queries, data and cache. It never changes: a request asks
 // both questions of the one generation that it began with.
@@ -61,6 +62,7 @@ type entryPoint struct {
 	cache     *cache
 	workers   chan struct{} // shared by all generations: it bounds what evaluation may take of the machine
 	metrics   *meters
+	quota     *quota // of access alone; nil: none
 	misses    atomic.Uint64
 	distrust  atomic.Bool // the read-set was caught out: full input, no cache
 	mistrusts func(entry string)
@@ -68,6 +70,9 @@ type entryPoint struct {
 
 // compile makes a generation of a bundle. It fails on anything that could fail at run time and be seen here.
 func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, mistrusts func(string)) (*Generation, error) {
+	if err := b.affordable(); err != nil {
+		return nil, fmt.Errorf("checking: %w", err)
+	}
 	compiler := ast.NewCompiler().
 		WithCapabilities(capabilities()).
 		WithStrict(true).
@@ -107,6 +112,7 @@ func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, m
 		}
 		*e.into = &entryPoint{name: e.name, query: query, reads: reads, cache: newCache(), workers: workers, metrics: m, mistrusts: mistrusts}
 	}
+	g.access.quota = newQuota(missesPerMinute)
 	return g, nil
 }
 
@@ -217,6 +223,9 @@ func (e *entryPoint) decide(ctx context.Context, in *Input, budget time.Duration
 	enc.buf = enc.buf[:0]
 	enc.reads(e.reads.root, v)
 	return e.cache.get(ctx, enc.buf, func() (Decision, error) {
+		if err := e.quota.take(in.Subject, time.Now()); err != nil {
+			return Decision{}, err
+		}
 		d, err := e.evaluate(ctx, e.reads.root.project(v), enc.buf, budget)
 		if err == nil && e.misses.Add(1)%crossCheck == 1 {
 			e.compare(ctx, d, toTerm(v), budget)

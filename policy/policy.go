@@ -27,6 +27,8 @@ var (
 	ErrPolicy = errors.New("policy gave no decision")
 	// ErrNoPolicy says that no bundle is active.
 	ErrNoPolicy = errors.New("no policy is active")
+	// ErrQuota says that one subject asked about too many paths within a minute that had no answer yet.
+	ErrQuota = errors.New("too many new questions of one subject")
 )
 
 // Config is the policy section of the configuration file.

@@ -104,6 +104,9 @@ type waiver struct {
 // a repository may hold a library that would look for rules where they no longer are.
 const indexVersion = 1
 
+// severities are the words for a severity, by its number.
+var severities = []string{"none", "low", "medium", "high", "critical"}
+
 // everyone is the team of every authenticated subject.
 const everyone = "everyone"
 
@@ -242,7 +245,7 @@ func (m match) concern(doc *document, at string) (concern, bool) {
 		all = append(all, concern{"cooldown", m.AgeBelowDays, "first seen {age} days ago, profile {profile} waits for {days}"})
 	}
 	if m.SeverityAtLeast != "" {
-		severity := slices.Index([]string{"none", "low", "medium", "high", "critical"}, m.SeverityAtLeast)
+		severity := slices.Index(severities, m.SeverityAtLeast)
 		all = append(all, concern{"vulns", severity, "{id} is of severity {severity}, fixed in {fixed}"})
 	} else if m.Fixed {
 		doc.wrong(at+"/fixed", "fixed goes with severity_at_least")

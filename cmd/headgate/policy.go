@@ -15,7 +15,7 @@ import (
 )
 
 func policyCommand(file *string) *cobra.Command {
-	return group("policy", "what is allowed, and where that comes from", "  headgate policy status", policyStatusCommand(file), policyInitCommand(), policyTestCommand(file), policyTryCommand())
+	return group("policy", "what is allowed, and where that comes from", "  headgate policy status", policyStatusCommand(file), policyInitCommand(), policyTestCommand(file), policyLintCommand(), policyTryCommand())
 }
 
 func policyStatusCommand(file *string) *cobra.Command {

@@ -146,7 +146,7 @@ func TestEvaluationAboutOthers(t *testing.T) {
 	admin := b.tokenOf(t, identity.ClassAdmin, "eve", identity.Scope{Actions: []string{identity.ActionAdmin}})
 	base := question1("zip", "example.com/hello@v1.0.0")[1:]
 	facts := func(properties string) string {
-		return `{"action":{"name":"zip"},"subject":{"type":"person","id":"bob"},"resource":{"type":"go-module","id":"example.com/hello@v1.0.0","properties":` + properties + `}}`
+		return `{"action":{"name":"info"},"subject":{"type":"person","id":"bob"},"resource":{"type":"go-module","id":"example.com/hello@v1.0.0","properties":` + properties + `}}`
 	}
 	for name, tt := range map[string]struct {
 		body string

@@ -44,10 +44,12 @@ func version(name, v string) string {
 // The default bundle on what feeds say: hidden from list and latest, refused by name, its .mod still there (P40).
 func TestFeedsActInPolicy(t *testing.T) {
 	b := newBench(t, version("hello", "v1.0.0"), version("hello", "v1.1.0"), version("hello", "v1.2.0"), version("hello", "v1.3.0"),
-		version("evil", "v1.0.4"), version("evil", "v1.0.3"), version("gorila/mux", "v1.0.0"), version("web", "v1.0.0"))
+		version("evil", "v1.0.4"), version("evil", "v1.0.3"), version("gorila/mux", "v1.0.0"), version("web", "v1.0.0"), version("web", "v1.10.0"), version("calm", "v1.0.0"))
 	b.feed(t, map[string]string{
 		"malware/m.json": `{"id":"MAL-1","affected":[{"package":{"name":"example.com/evil","ecosystem":"Go"},"versions":["1.0.4"]}]}`,
 		"popular.csv":    "module,importers\nexample.com/gorilla/mux,20000\n",
+		"vulndb/ID/GO-2026-0009.json": `{"id":"GO-2026-0009","modified":"2026-10-01T10:00:00Z","affected":[{"package":{"name":"example.com/calm","ecosystem":"Go"},
+			"ranges":[{"type":"SEMVER","events":[{"introduced":"0"}]}]}]}`,
 	})
 	for _, tt := range []struct {
 		path, code string
@@ -66,7 +68,9 @@ func TestFeedsActInPolicy(t *testing.T) {
 		{"/example.com/gorila/mux/@v/list", "", 200, nil},
 		{"/example.com/gorila/mux/@latest", "LOOKALIKE", 403, []string{"can be mistaken for example.com/gorilla/mux"}},
 		{"/example.com/gorila/mux/@v/v1.0.0.zip", "LOOKALIKE", 403, []string{"LOOKALIKE", "example.com/gorila/mux"}},
-		{"/example.com/web/@v/v1.0.0.zip", "", 200, nil},
+		{"/example.com/web/@v/v1.0.0.zip", "VULNERABLE", 403, []string{"GO-2026-0002 is of severity high, fixed in v1.10.0", "works now: v1.10.0"}}, // without a score
+		{"/example.com/web/@v/v1.10.0.zip", "", 200, nil},
+		{"/example.com/calm/@v/v1.0.0.zip", "", 200, nil},
 	} {
 		w := b.ask("GET", tt.path, b.bearer())
 		if w.Code != tt.status || w.Header().Get("Headgate-Code") != tt.code {
@@ -81,8 +85,8 @@ func TestFeedsActInPolicy(t *testing.T) {
 			t.Errorf("%s: refusal of %d bytes, more than a terminal shows:\n%s", tt.path, len(body), body)
 		}
 	}
-	if w := b.ask("GET", "/example.com/web/@v/v1.0.0.zip", b.bearer()); !strings.Contains(w.Header().Get("Headgate-Warning"), "VULNERABLE") {
-		t.Errorf("a known vulnerability that is not critical: warning %q", w.Header().Get("Headgate-Warning"))
+	if w := b.ask("GET", "/example.com/calm/@v/v1.0.0.zip", b.bearer()); !strings.Contains(w.Header().Get("Headgate-Warning"), "VULNERABLE") {
+		t.Errorf("a known vulnerability without a fix: warning %q", w.Header().Get("Headgate-Warning"))
 	}
 	records := b.records(t)
 	last := records[len(records)-1]

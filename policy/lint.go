@@ -102,7 +102,7 @@ func (l *linter) yaml(b *bundle) error {
 		look         func(yamlLinter)
 	}{
 		{"config/teams.yaml", "teams", &teams, func(y yamlLinter) { y.teams(teams) }},
-		{"config/rules.yaml", "rules", &rules, func(y yamlLinter) { y.rules(rules, teams) }},
+		{"config/rules.yaml", "rules", &rules, func(y yamlLinter) { y.rules(rules) }},
 		{waiversName, "waivers", &waivers, func(y yamlLinter) { y.waivers(waivers, rules) }},
 		{"bundle.yaml", "bundle", &m, func(y yamlLinter) { y.manifest(m) }},
 	} {
@@ -151,11 +151,7 @@ func (l yamlLinter) teams(file teamsFile) {
 // within tells whether a path is a prefix or below it, by path elements.
 func within(path, prefix string) bool { return path == prefix || strings.HasPrefix(path, prefix+"/") }
 
-func (l yamlLinter) rules(file rulesFile, teams teamsFile) {
-	used := map[string]bool{}
-	for _, t := range teams.Teams {
-		used[t.Profile] = true
-	}
+func (l yamlLinter) rules(file rulesFile) {
 	for i, r := range file.Rules {
 		at := fmt.Sprintf("/rules/%d", i)
 		if r.Match.Versions != "" && emptyRange(r.Match.Versions) {
@@ -163,9 +159,6 @@ func (l yamlLinter) rules(file rulesFile, teams teamsFile) {
 		}
 		if len(r.Match.Licence) > 0 && len(r.Scope.Classes) > 0 && !slices.Contains(r.Scope.Classes, "content") {
 			l.at(at+"/scope/classes", LintError, "never-holds", "licences are judged at the zip alone, which is class content", "add content")
-		}
-		if len(r.Scope.Profiles) > 0 && !slices.ContainsFunc(r.Scope.Profiles, func(p string) bool { return used[p] }) {
-			l.at(at+"/scope/profiles", LintWarning, "never-holds", fmt.Sprintf("no team has profile %s", strings.Join(r.Scope.Profiles, " or ")), "give it to a team, or leave the rule out")
 		}
 		for j := range i {
 			if earlier := file.Rules[j]; covers(earlier, r) {

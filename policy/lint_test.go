@@ -122,7 +122,6 @@ func TestLintYAML(t *testing.T) {
 		"a range of one":             {rules("- {id: a, code: A, match: {versions: \">=2.0.0 <=2.0.0 <4.0.0\"}, effect: warn}"), []string{}},
 		"one alternative that holds": {rules("- {id: a, code: A, match: {versions: \">=2.0.0 <1.0.0 || =1.5.0\"}, effect: warn}"), []string{}},
 		"licences without the zip":   {rules("- {id: a, code: A, match: {licence: [MIT]}, scope: {classes: [discover]}, effect: warn}"), []string{"config/rules.yaml:3: error never-holds"}},
-		"a profile that nobody has":  {rules("- {id: a, code: A, match: {retracted: true}, scope: {profiles: [strict]}, effect: warn}"), []string{"config/rules.yaml:3: warning never-holds"}},
 		"shadowed by a wider rule":   {rules(young, "- {id: y2, code: COOLDOWN, match: {age_below_days: 3, prefix: [example.com/a]}, effect: deny, remedy: wait}"), []string{"config/rules.yaml:4: warning shadowed"}},
 		"a sharper rule after it":    {rules(young, "- {id: y2, code: COOLDOWN, match: {age_below_days: 14}, effect: deny, remedy: wait}"), []string{}},
 		"another effect":             {rules(young, "- {id: y2, code: COOLDOWN, match: {age_below_days: 3}, effect: warn}"), []string{}},

@@ -14,7 +14,7 @@ type Config struct {
 	// .zip file of one, or the https URL of either. It is fetched whole, so that no module's name leaves. Empty: vulns is off.
 	Vulns string `yaml:"vulns"`
 	// Unscored is the severity of a vulnerability whose record carries none, as those of the Go project: low, medium, high
-	// or critical. Empty: medium.
+	// or critical. Empty: high, of which the default policy denies what has a fix, since nobody has said that it is harmless.
 	Unscored string `yaml:"unscored"`
 	// Malware is a collection of OSV records (https://ossf.github.io/osv-schema/) of modules that are malware: a folder, a
 	// .zip file of one, or the https URL of a .zip. Empty: malware is off.
@@ -66,7 +66,7 @@ func (c Config) Validate() []error {
 // withDefaults sets what is empty, once.
 func (c Config) withDefaults() Config {
 	if c.Unscored == "" {
-		c.Unscored = "medium"
+		c.Unscored = "high"
 	}
 	if c.Refresh == 0 {
 		c.Refresh = time.Hour

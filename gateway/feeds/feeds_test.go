@@ -71,7 +71,7 @@ func TestFacts(t *testing.T) {
 		}},
 		"fixed": {"example.com/hello", "v1.2.0", false, func(f *feeds.Facts) { f.Scorecard, f.ScorecardState = 2, "ok" }},
 		"unscored, withdrawn and other ecosystem left out": {"example.com/web", "v1.9.0", false, func(f *feeds.Facts) {
-			f.Vulns = map[string]feeds.Vuln{"GO-2026-0002": {Severity: 2, Fixed: "v1.10.0", Kind: "unreviewed"}}
+			f.Vulns = map[string]feeds.Vuln{"GO-2026-0002": {Severity: 3, Fixed: "v1.10.0", Kind: "unreviewed"}}
 		}},
 		"toolchain by its Go release": {"golang.org/toolchain", "v0.0.1-go1.26.0.linux-amd64", false, func(f *feeds.Facts) {
 			f.Vulns = map[string]feeds.Vuln{"GO-2026-0004": {Severity: 3, Fixed: "v1.26.1"}}

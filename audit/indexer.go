@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -82,7 +83,7 @@ func (b *brief) fetch() (flags byte, ok bool) {
 	if b.Module == "" || b.Version == "" {
 		return 0, false
 	}
-	if b.Action == "zip" && b.Method != "HEAD" {
+	if b.Action == "zip" && b.Method != http.MethodHead {
 		flags = fetchZip
 	}
 	switch {
@@ -91,7 +92,7 @@ func (b *brief) fetch() (flags byte, ok bool) {
 	case b.Kind != KindDecision:
 		return 0, false
 	case b.Decision.Effect == "allow":
-		return flags | fetchAllow, true
+		return flags, true // fetchAllow: both bits are zero
 	case b.Decision.Effect == "deny":
 		return flags | fetchDeny, true
 	}

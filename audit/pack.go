@@ -226,7 +226,7 @@ func pack(raw io.ReaderAt, l layout, first int64, stop <-chan struct{}) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	defer p.encoder.Close()
+	defer func() { _ = p.encoder.Close() }() // it has no writer that could fail
 	s := newScanner(raw, 0)
 	for {
 		_, err := s.next()

@@ -166,8 +166,12 @@ func (r *Repository) equip(dir string) (env []string, secret string, err error) 
 		text[name] = string(b)
 	}
 	env = []string{"GIT_ALLOW_PROTOCOL=https", "GIT_ASKPASS=/bin/false"}
-	if text["ca"] != "" {
-		env = append(env, "GIT_SSL_CAINFO="+filepath.Join(dir, "ca"))
+	if text["ca"] != "" { // git would trust the machine's as well
+		none := filepath.Join(dir, "empty")
+		if err := os.Mkdir(none, 0o700); err != nil {
+			return nil, "", fmt.Errorf("preparing a visit: %w", err)
+		}
+		env = append(env, "GIT_SSL_CAINFO="+filepath.Join(dir, "ca"), "GIT_SSL_CAPATH="+none)
 	}
 	if r.cfg.CredentialFile != "" {
 		user, password, err := parseCredential(text["credential"])

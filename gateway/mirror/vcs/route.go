@@ -108,8 +108,9 @@ func (s *Source) environment(r *route, run *run) []string {
 	} else {
 		env = append(env, "GIT_ASKPASS=/bin/false", "GOAUTH=off")
 	}
-	if r.CAFile != "" {
-		env = append(env, "SSL_CERT_FILE="+r.CAFile, "SSL_CERT_DIR="+filepath.Join(r.dir, "empty"), "GIT_SSL_CAINFO="+r.CAFile)
+	if r.CAFile != "" { // git would trust the machine's as well, and read each of them in each session
+		none := filepath.Join(r.dir, "empty")
+		env = append(env, "SSL_CERT_FILE="+r.CAFile, "SSL_CERT_DIR="+none, "GIT_SSL_CAINFO="+r.CAFile, "GIT_SSL_CAPATH="+none)
 	}
 	if r.SSHKeyFile != "" {
 		protocols += ":ssh"

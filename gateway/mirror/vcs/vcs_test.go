@@ -789,6 +789,7 @@ func TestEnvironmentIsExplicit(t *testing.T) {
 	for _, want := range []string{
 		"LC_ALL=C", "GOENV=off", "GOWORK=off", "GOTOOLCHAIN=local", "GOPROXY=direct", "GONOPROXY=none", "GOPRIVATE=\n", "GOINSECURE=\n", "GOSUMDB=off",
 		"GOAUTH=off", "GOVCS=corp.example/*:git,*:off", "GOFLAGS=\n", "CGO_ENABLED=0", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=" + b.o.Dir, "GIT_ALLOW_PROTOCOL=https\n",
+		"GIT_SSL_CAINFO=" + b.git.CAFile, "GIT_SSL_CAPATH=" + b.o.Dir, // the machine's CAs are not trusted beside the route's
 		"GIT_TERMINAL_PROMPT=0", "GIT_NO_REPLACE_OBJECTS=1", "GIT_LFS_SKIP_SMUDGE=1", "HTTPS_PROXY=http://127.0.0.1:", "HOME=" + b.o.Dir, "/work\n", "telemetry=off data=3145728 core=0\n",
 	} {
 		if !strings.Contains(text, want) {

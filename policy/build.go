@@ -19,6 +19,8 @@ type manifest struct {
 	Sequence int      `yaml:"sequence"` // rises with each release, where the source is a tag
 	Owners   []string `yaml:"owners"`
 	Expires  string   `yaml:"expires"`
+	// ReplayRefusals is how many recorded decisions that allowed may be refused by this revision; nil: a hundredth of them.
+	ReplayRefusals *int `yaml:"replay_refusals"`
 }
 
 type teamsFile struct {

@@ -182,8 +182,8 @@ func TestEndless(t *testing.T) {
 	t.Run("P9 cancelled after its budget", func(t *testing.T) {
 		start := time.Now()
 		d, err := g.Access(t.Context(), person("example.com/m", "public"))
-		if took := time.Since(start); !errors.Is(err, policy.ErrPolicy) || d.Effect != "" || took > 2*time.Second {
-			t.Errorf("Access() = %+v, %v after %v, want ErrPolicy after 250 ms", d, err, took)
+		if took := time.Since(start); !errors.Is(err, policy.ErrPolicy) || d.Effect != "" || took > 10*time.Second {
+			t.Errorf("Access() = %+v, %v after %v, want ErrPolicy after 250 ms of work", d, err, took)
 		}
 	})
 	t.Run("P9 behind a full queue, others unaffected", func(t *testing.T) {

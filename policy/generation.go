@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	evalBudget = 250 * time.Millisecond // of one evaluation, from its start on a worker
+	evalBudget = 250 * time.Millisecond // of processor time of one evaluation, from its start on a worker
 	listBudget = 5 * time.Second        // of all versions of a list together, waiting for a worker included,
 	oneBudget  = 10 * time.Millisecond  // and so much more for each of them
 	slowEval   = 5 * time.Millisecond
@@ -44,6 +44,8 @@ type Generation struct {
 	revision string
 	digest   string
 	deny     denyList
+	data     ast.Object // config, indexed
+	refusals *int       // of recorded allows that are meant; nil: not said
 	access   *entryPoint
 	release  *entryPoint
 }
@@ -62,7 +64,7 @@ type entryPoint struct {
 	cache     *cache
 	workers   chan struct{} // shared by all generations: it bounds what evaluation may take of the machine
 	metrics   *meters
-	quota     *quota // of access alone; nil: none
+	quota     *quota // of access alone, once it is active; nil: none
 	misses    atomic.Uint64
 	distrust  atomic.Bool // the read-set was caught out: full input, no cache
 	mistrusts func(entry string)
@@ -85,7 +87,7 @@ func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, m
 		return nil, fmt.Errorf("compiling: %w", compiler.Errors)
 	}
 	store := inmem.NewFromASTObject(b.data)
-	g := &Generation{revision: b.revision, digest: b.digest, deny: b.deny}
+	g := &Generation{revision: b.revision, digest: b.digest, deny: b.deny, data: b.data, refusals: b.manifest.ReplayRefusals}
 	for _, e := range []struct {
 		name    string
 		release bool
@@ -112,7 +114,6 @@ func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, m
 		}
 		*e.into = &entryPoint{name: e.name, query: query, reads: reads, cache: newCache(), workers: workers, metrics: m, mistrusts: mistrusts}
 	}
-	g.access.quota = newQuota(missesPerMinute)
 	return g, nil
 }
 
@@ -264,8 +265,7 @@ func (e *entryPoint) evaluate(ctx context.Context, input *ast.Term, key []byte, 
 		budget = min(budget, time.Until(deadline))
 	}
 	cancel := topdown.NewCancel()
-	timer := time.AfterFunc(budget, cancel.Cancel)
-	defer timer.Stop()
+	defer afterWork(budget, cancel.Cancel)()
 	start := time.Now()
 	results, err := e.query.Eval(context.WithoutCancel(ctx),
 		rego.EvalParsedInput(input.Value), rego.EvalExternalCancel(cancel), rego.EvalMetrics(metrics.NoOp()))

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -205,6 +206,13 @@ var badPushes = []bad{
 	{"P23 submodule", "built", "is a submodule", files(map[string]string{"site": "@ 1234567890123456789012345678901234567890"})},
 	{"P23 file without a place", "built", "policy.wasm: has no place", files(map[string]string{"policy.wasm": "x"})},
 	{"P23 case twins", "built", "differs from", files(map[string]string{"site/a.rego": "package site.a\n", "site/A.rego": "package site.a\n"})},
+	{"P11 more data than a bundle may have", "built", "more than 5000 files or 33554432 bytes", func(_ *testing.T, r *repository) {
+		large := map[string]string{}
+		for i := range 33 {
+			large[fmt.Sprintf("tests/%d.yaml", i)] = strings.Repeat("x", 1<<20)
+		}
+		r.push(large)
+	}},
 	{"P7 mistake in YAML", "built", "config/teams.yaml:1:", files(map[string]string{"config/teams.yaml": "teams: {everyone: {public: yes}}\n"})},
 	{"P21 manifest expired", "built", "bundle.yaml:3: bundle expired on 2020-01-01", files(map[string]string{"bundle.yaml": "name: x\nlibrary: default\nexpires: \"2020-01-01\"\n"})},
 	{"P32 deny.yaml that loosens", "built", "deny.yaml:3:", files(map[string]string{"deny.yaml": "deny:\n  - path: example.com/m\n    effect: allow\n"})},
@@ -496,16 +504,15 @@ func TestP30GitAway(t *testing.T) {
 func TestDenyList(t *testing.T) {
 	r := newRepository(t)
 	asked := 0
-	r.o.Replay = func(_ context.Context, active, candidate *policy.Generation) error {
-		if active == nil || candidate == nil {
-			return nil
-		}
-		asked++
-		return errors.New("flips 3 decisions")
-	}
+	recorded := func() (*policy.Recording, error) { return policy.NewRecording(), nil }
+	r.o.Recorded = func(context.Context) (*policy.Recording, error) { return recorded() }
 	r.push(nil)
 	e := r.open(t)
 	r.next(t)
+	recorded = func() (*policy.Recording, error) {
+		asked++
+		return nil, errors.New("the log cannot be read")
+	}
 	denied := "deny:\n  - {path: example.com/m, versions: \">=1.5.0 <1.6.0 || =1.7.1\"}\n  - path: example.com/all/...\n"
 	id := r.push(map[string]string{"deny.yaml": denied})
 	e.Look()
@@ -552,9 +559,79 @@ func TestDenyList(t *testing.T) {
 			}
 			r.push(changed)
 			e.Look()
-			if ev := r.next(t); ev.Active || ev.State != "replayed" || ev.Reason != "flips 3 decisions" || e.Status().Commit != id {
+			if ev := r.next(t); ev.Active || ev.State != "replayed" || ev.Reason != "the log cannot be read" || e.Status().Commit != id {
 				t.Errorf("event = %+v, want it rejected by replay", ev)
 			}
+		})
+	}
+}
+
+// TestReplayHolds: a revision that refuses what was allowed waits until its owners say in it that they mean that.
+func TestReplayHolds(t *testing.T) {
+	r := newRepository(t)
+	recording := policy.NewRecording()
+	r.o.Recorded = func(context.Context) (*policy.Recording, error) { return recording, nil }
+	first := r.push(nil)
+	e := r.open(t)
+	if ev := r.next(t); !ev.Active || ev.Replay == nil || ev.Replay.Decisions != 0 {
+		t.Fatalf("first: %+v", ev)
+	}
+	g, err := e.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHistory(t, g)
+	for i := range 3 {
+		h.ask(fmt.Sprint("u", i), "eng", "example.com/m", "v1.6.0", nil)
+	}
+	recording = h.recording
+	rules := map[string]string{"config/rules.yaml": "profiles: [open, standard, strict]\nrules: [{id: a, code: X, match: {prefix: [example.com/m]}, effect: deny, remedy: none}]\n"}
+	r.push(rules)
+	e.Look()
+	ev := r.next(t)
+	if ev.Active || ev.State != "replayed" || !strings.Contains(ev.Reason, "it refuses 3 of 3 recorded decisions that allowed, 0 may be") || e.Status().Commit != first {
+		t.Fatalf("held: %+v", ev)
+	}
+	if c := ev.Replay; c == nil || c.Decisions != 3 || c.Asked != 3 || c.Refused != 3 || c.Allowed != 0 || c.Unbuilt != 0 {
+		t.Errorf("replay: %+v", c)
+	}
+	rules["bundle.yaml"] = "name: test\nlibrary: default\nreplay_refusals: 3\n"
+	meant := r.push(rules)
+	e.Look()
+	if ev := r.next(t); !ev.Active || ev.Commit != meant || ev.Replay.Refused != 3 {
+		t.Errorf("acknowledged: %+v", ev)
+	}
+}
+
+// T75: a bundle that is unsigned, older, partial or claims a root that is not a bundle's is not active; the one before
+// stays, and the metric of the alarm PolicyRejected says so.
+func TestT75BadBundles(t *testing.T) {
+	r := newRepository(t)
+	r.o.Registerer = r.registry
+	r.push(nil)
+	first := r.push(map[string]string{"tests/README.md": "x"})
+	e := r.open(t)
+	r.next(t)
+	for _, tt := range []struct {
+		name, state string
+		push        func()
+	}{
+		{"T75 unsigned", "verified", func() { r.Commit(gittest.Commit{Files: bundleOf(nil)}) }},
+		{"T75 older", "verified", func() { r.Git("", nil, "update-ref", "refs/heads/main", first+"~1") }},
+		{"T75 partial", "built", func() { r.push(map[string]string{"config/rules.yaml": ""}) }},
+		{"T75 wrong root", "built", func() { r.push(map[string]string{"system/x.rego": "package system.x\n"}) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.push()
+			e.Look()
+			if ev := r.next(t); ev.Active || ev.State != tt.state {
+				t.Errorf("event %+v, want it rejected at %s", ev, tt.state)
+			}
+			if g, err := e.Current(); err != nil || g.Revision() != first || r.count(t, "headgate_policy_last_reload_success", "") != 0 {
+				t.Errorf("active is not what it was, %v, or the metric says that all is well", err)
+			}
+			r.Git("", nil, "update-ref", "refs/heads/main", first)
+			e.Look() // settles
 		})
 	}
 }

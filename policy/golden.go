@@ -53,6 +53,20 @@ type goldenCase struct {
 // testGolden asks what tests/*.yaml say, and holds the answers to what they want.
 func (b *bundle) testGolden(ctx context.Context, g *Generation) (ran int, err error) {
 	var failed []string
+	err = b.eachGolden(func(c *goldenCase, doc *document, at string) {
+		ran++
+		if err := c.run(ctx, g, doc, at); err != nil {
+			failed = append(failed, fmt.Sprintf("%s:%d: %s: %v", doc.name, doc.lines[at], c.Name, err))
+		}
+	})
+	if err == nil && len(failed) > 0 {
+		err = &failedTestsError{"golden decisions differ", failed, ran}
+	}
+	return ran, err
+}
+
+// eachGolden calls do with each case of tests/*.yaml and where in its document it stands.
+func (b *bundle) eachGolden(do func(c *goldenCase, doc *document, at string)) error {
 	for _, name := range slices.Sorted(maps.Keys(b.tests)) {
 		if !strings.HasSuffix(name, ".yaml") {
 			continue
@@ -60,23 +74,16 @@ func (b *bundle) testGolden(ctx context.Context, g *Generation) (ran int, err er
 		var file goldenFile
 		doc, err := decodeYAML(name, "golden", b.tests[name], &file)
 		if err != nil {
-			return ran, err
+			return err
 		}
-		for i, c := range file.Cases {
-			ran++
-			at := fmt.Sprintf("/cases/%d", i)
-			if err := c.run(ctx, g, doc, at); err != nil {
-				failed = append(failed, fmt.Sprintf("%s:%d: %s: %v", name, doc.lines[at], c.Name, err))
-			}
+		for i := range file.Cases {
+			do(&file.Cases[i], doc, fmt.Sprintf("/cases/%d", i))
 		}
 		if err := doc.err(); err != nil {
-			return ran, err
+			return err
 		}
 	}
-	if len(failed) > 0 {
-		return ran, &failedTestsError{"golden decisions differ", failed, ran}
-	}
-	return ran, nil
+	return nil
 }
 
 func (c *goldenCase) run(ctx context.Context, g *Generation, doc *document, at string) error {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -81,6 +82,9 @@ func NewAction(name string) Action {
 	}
 	return Action{Name: name, Class: "discover"}
 }
+
+// IsAction tells whether policy knows an action of this name.
+func IsAction(name string) bool { return slices.Contains(actions, name) }
 
 // Resource is the module, and at release the version with what is known of it.
 type Resource struct {

@@ -41,6 +41,7 @@ type Event struct {
 	Reason   string    `json:"reason,omitempty"`   // "" when activated
 	Restored bool      `json:"restored,omitempty"` // from the archive of an earlier run
 	Rollback string    `json:"rollback,omitempty"` // policy.rollback_to chose it, until this day
+	Replay   *Replay   `json:"replay,omitempty"`   // what it changes; nil where nothing was asked again
 }
 
 // Status is the state of the engine for people and health checks.
@@ -137,14 +138,45 @@ func (e *Engine) load(ctx context.Context, c candidate) *Event {
 	if err != nil {
 		return fail(stateChecked, err)
 	}
-	if e.opts.Replay != nil && e.git != nil && !c.restored && !b.tightens(e.active) {
-		if err := e.opts.Replay(ctx, e.current.Load(), g); err != nil {
+	if e.opts.Recorded != nil && e.git != nil && !c.restored && c.rollback == "" && !b.tightens(e.active) {
+		if ev.Replay, err = e.replay(ctx, g); err != nil {
 			return fail(stateReplayed, err)
 		}
 	}
 	e.activate(g, ev, e.kept(b, c))
 	e.active = b
 	return nil
+}
+
+// replayLimit is how long a candidate is asked what was decided: a push is to be active within ten seconds.
+const replayLimit = 3 * time.Second
+
+// Replay is how many recorded decisions a bundle that was asked again answers otherwise.
+type Replay struct {
+	Decisions int   `json:"decisions"` // that were recorded
+	Questions int   `json:"questions"` // different ones among them
+	Asked     int   `json:"asked"`     // of these, the most frequent first, in the time that there is
+	Unbuilt   int   `json:"unbuilt"`   // decisions that could not be asked again
+	Refused   int   `json:"refused"`   // that were allowed
+	Allowed   int   `json:"allowed"`   // that were refused
+	Otherwise int   `json:"otherwise"` // refused with another remedy or other codes
+	P99NS     int64 `json:"p99_ns"`    // of a question
+}
+
+// replay asks a candidate what was decided of late. Its answers fill its cache before requests come.
+func (e *Engine) replay(ctx context.Context, g *Generation) (*Replay, error) {
+	recording, err := e.opts.Recorded(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := g.Replay(ctx, recording, ReplayOptions{Limit: replayLimit})
+	if err != nil {
+		return nil, err
+	}
+	return &Replay{
+		Decisions: r.Decisions, Questions: r.Questions, Asked: r.Asked, Unbuilt: r.Unbuilt, P99NS: r.P99NS,
+		Refused: r.Count(FlipRefused), Allowed: r.Count(FlipAllowed), Otherwise: r.Count(FlipOther),
+	}, r.Gate()
 }
 
 // kept is the record of a bundle that is about to be active; a new one is kept with its archive before.
@@ -162,6 +194,7 @@ func (e *Engine) kept(b *bundle, c candidate) Record {
 
 func (e *Engine) activate(g *Generation, ev Event, r Record) {
 	ev.Time, ev.Active, ev.State = time.Now(), true, ""
+	g.access.quota = newQuota(missesPerMinute) // from here on it is asked by others
 	if old := e.current.Swap(g); old != nil {
 		ev.Previous = old.digest
 	}

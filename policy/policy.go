@@ -102,19 +102,17 @@ func (c Config) validGit() []error {
 
 // Options is what the engine gets from its surroundings.
 type Options struct {
-	Embedded   fs.FS                 // the default bundle, and the library of bundles with `library: default`
-	State      string                // folder for archives of good bundles and for Git's copy; "" keeps none
-	Key        string                // file of the key that signs archives, made where there is none; "" is build.key in State
-	Trial      []string              // command that runs Try on its standard input, in a process of its own; nil: in this one
-	Replay     Replay                // asked before a bundle of Git is activated; nil: no decisions are replayed
+	Embedded fs.FS    // the default bundle, and the library of bundles with `library: default`
+	State    string   // folder for archives of good bundles and for Git's copy; "" keeps none
+	Key      string   // file of the key that signs archives, made where there is none; "" is build.key in State
+	Trial    []string // command that runs Try on its standard input, in a process of its own; nil: in this one
+	// Recorded reads the decisions of late, which a bundle of Git is asked again before it is active; nil: none are. One that
+	// only denies more by its deny.yaml, or that rollback_to names, is not asked.
+	Recorded   func(context.Context) (*Recording, error)
 	Logger     *slog.Logger          // nil discards
 	Registerer prometheus.Registerer // nil: no metrics
 	OnChange   func(Event)           // told of each activation and rejection, one at a time; nil: nobody
 }
-
-// Replay judges a candidate by what it would have decided: an error rejects it. It is not asked about a bundle that only
-// denies more by its deny.yaml. active is nil where nothing is.
-type Replay func(ctx context.Context, active, candidate *Generation) error
 
 // Engine holds the active generation and replaces it when its source changes.
 type Engine struct {

@@ -35,6 +35,7 @@ type Coverage struct {
 	Records  int64    `json:"records"`           // that the answer knows of
 	Segments int      `json:"segments"`          // that were asked
 	Rebuilt  int      `json:"rebuilt,omitempty"` // indexes that did not fit their segments and were made anew
+	Expired  int64    `json:"expired,omitempty"` // records that were removed after their retention
 	Missing  []string `json:"missing,omitempty"` // what could not be read: the answer is incomplete
 }
 
@@ -85,7 +86,9 @@ func (a *Archive) each(ctx context.Context, c *Coverage, fn func(p *part) error)
 			}
 			next = first
 		}
-		if next > 0 {
+		if next > 0 && l.removedBefore() >= next {
+			c.Expired += next
+		} else if next > 0 {
 			c.Missing = append(c.Missing, fmt.Sprintf("epoch %d, records 0 to %d: the segments are missing", epoch, next-1))
 		}
 		if i+1 < len(all) && all[i+1] != epoch-1 || i+1 == len(all) && epoch > 0 {

@@ -1,11 +1,12 @@
 // Package audit is the tamper-evident log of the gateway: an append-only sequence of records in segment files, with a
-// hash chain, an RFC 6962 tree and signed checkpoints over it. It is no log of messages and exports nothing.
+// hash chain, an RFC 6962 tree and signed checkpoints over it. It is no log of messages; package sinks delivers its records.
 //
 // Its invariant: when Append returns nil, the record is on disk and survives a crash and a power cut, and nobody can
 // change, reorder or remove it without Verify showing it to whoever holds a later checkpoint.
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,11 +14,15 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
+
+	"github.com/headgate/headgate/audit/schema"
+	"github.com/headgate/headgate/audit/sinks"
 )
 
 // Config is the audit section of the configuration file.
@@ -27,30 +32,68 @@ type Config struct {
 	// SegmentBytes is the size of one segment file. It is preallocated, and the log stops taking requests when less
 	// than two and a half of them are free. 0: 128 MiB. At least 1 MiB, at most 1 GiB.
 	SegmentBytes int64 `yaml:"segment_bytes"`
+	// Sinks are where records are delivered to.
+	Sinks []sinks.Config `yaml:"sinks"`
+	// Publish are places off this machine that checkpoints and sealed segments go to. At start, a log that is shorter than
+	// its published checkpoint is damaged: its tail was cut, or an older copy of it was put in place.
+	Publish []Publication `yaml:"publish"`
+	// PublishGrace is how long requests are served while no place takes a checkpoint; then they get 503. 0: 24h.
+	PublishGrace time.Duration `yaml:"publish_grace"`
+	// Retention is how long the records of a sealed segment are kept, from the newest of them on. Their hashes stay, so
+	// that the rest of the log and every proof made before still verify. A sink that has not got a record, or a place
+	// where its segment is not published yet, keeps it and all behind it. 0: 8760h, which is 365 days. At least 1h.
+	Retention time.Duration `yaml:"retention"`
+	// Hold is a day, as in 2026-11-23 (UTC): records from then on are kept, whatever their age. Empty: none are.
+	Hold string `yaml:"hold"`
 }
 
 const (
 	defaultSegment = 128 << 20
 	minSegment     = 1 << 20
 	maxSegment     = 1 << 30
+	defaultGrace   = 24 * time.Hour
 )
 
 // Validate reports every mistake in the section.
 func (c Config) Validate() []error {
-	if c.SegmentBytes != 0 && (c.SegmentBytes < minSegment || c.SegmentBytes > maxSegment) {
-		return []error{fmt.Errorf("segment_bytes: %d is out of range; want %d to %d bytes, or 0 for the default of %d",
-			c.SegmentBytes, minSegment, maxSegment, defaultSegment)}
+	errs := append(sinks.Validate(c.Sinks), validatePublish(c.Publish)...)
+	for i, s := range c.Sinks {
+		if s.Schema != "" && !schema.Known(s.Schema) {
+			errs = append(errs, fmt.Errorf("sinks[%d].schema: %q is not known; want one of %s", i, s.Schema, strings.Join(schema.Names(), ", ")))
+		}
 	}
-	return nil
+	if c.SegmentBytes != 0 && (c.SegmentBytes < minSegment || c.SegmentBytes > maxSegment) {
+		errs = append(errs, fmt.Errorf("segment_bytes: %d is out of range; want %d to %d bytes, or 0 for the default of %d",
+			c.SegmentBytes, minSegment, maxSegment, defaultSegment))
+	}
+	if c.PublishGrace != 0 && (len(c.Publish) == 0 || c.PublishGrace < publishLost) {
+		errs = append(errs, fmt.Errorf("publish_grace: %s; want %s at least, and a place to publish to", c.PublishGrace, publishLost))
+	}
+	if c.Retention != 0 && c.Retention < time.Hour {
+		errs = append(errs, fmt.Errorf("retention: %s is too short; want at least 1h, or 0 for the default of %s", c.Retention, defaultRetention))
+	}
+	if _, err := time.Parse(time.DateOnly, c.Hold); c.Hold != "" && err != nil {
+		errs = append(errs, fmt.Errorf("hold: %q is no day; want one as in 2026-11-23, or nothing", c.Hold))
+	}
+	return errs
+}
+
+// held returns the time from which on records are kept; ok is false if there is none.
+func (c Config) held() (since time.Time, ok bool) {
+	since, err := time.Parse(time.DateOnly, c.Hold)
+	return since, err == nil
 }
 
 // Options are what the log needs beside its configuration.
 type Options struct {
 	Cluster string // part of the log's origin; empty: "local"
 	Node    string // part of the log's origin and of each record; empty: the host name
+	Version string // the program's, which exported events name; empty: "devel"
 	Logger  *slog.Logger
 	// Registerer takes the metrics; nil for none.
 	Registerer prometheus.Registerer
+	// Objects opens a folder or bucket that Config.Publish names.
+	Objects func(ctx context.Context, location string) (Objects, error)
 	// AcceptDamage opens a new epoch behind a damaged one instead of refusing. The damage stays for the investigators,
 	// and the new epoch's first record names it.
 	AcceptDamage bool
@@ -60,6 +103,7 @@ type Options struct {
 type Log struct {
 	cfg        Config
 	node       string
+	version    string
 	logger     *slog.Logger
 	registerer prometheus.Registerer
 	metrics    *metrics
@@ -69,8 +113,10 @@ type Log struct {
 	encoders   sync.Pool // of *encoder
 	timers     sync.Pool // of *time.Timer
 	layout     layout    // of the present epoch
+	rotations  atomic.Int64
 	origin     string
 	key        *signingKey // upkeep goroutine only, once open
+	publishers []*publisher
 
 	wake     chan struct{} // hands the right to commit to the writer
 	topack   chan struct{} // tells packing that a segment was sealed
@@ -98,6 +144,9 @@ type Log struct {
 	unpacked []int64   // first seq of segments that are sealed and not packed yet
 	sealed   int       // segments
 
+	unpublished bool      // for longer than the grace
+	publishedAt time.Time // when a place last took a checkpoint
+
 	spareMu sync.Mutex // guards spare and the making of the file
 	spare   bool       // the next segment stands ready
 
@@ -119,6 +168,12 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 	if cfg.SegmentBytes == 0 {
 		cfg.SegmentBytes = defaultSegment
 	}
+	if cfg.PublishGrace == 0 {
+		cfg.PublishGrace = defaultGrace
+	}
+	if cfg.Retention == 0 {
+		cfg.Retention = defaultRetention
+	}
 	if o.Cluster == "" {
 		o.Cluster = "local"
 	}
@@ -131,7 +186,7 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Log{
-		cfg: cfg, node: o.Node, logger: o.Logger, registerer: o.Registerer, metrics: newMetrics(), disk: d,
+		cfg: cfg, node: o.Node, version: o.Version, logger: o.Logger, registerer: o.Registerer, metrics: newMetrics(), disk: d,
 		wake: make(chan struct{}, 1), topack: make(chan struct{}, 1), urgent: make(chan struct{}, 1), stop: make(chan struct{}), poisoned: make(chan struct{}),
 	}
 	l.idle.L = &l.mu
@@ -153,8 +208,11 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 	if err := l.prepare(); err != nil {
 		return nil, err
 	}
-	if err := l.recover(o); err != nil {
+	if l.publishers, err = newPublishers(l, o.Objects); err != nil {
 		return nil, err
+	}
+	if err := l.recover(o); err != nil {
+		return nil, errors.Join(err, l.closePublishers())
 	}
 	// Room for control records and checkpoints is taken before the first request can meet a full disk.
 	if err := l.fillBallast(); err != nil && !outOfSpace(err) {
@@ -225,7 +283,31 @@ func (l *Log) start() {
 	l.workers.Go(l.writer)
 	l.workers.Go(l.upkeep)
 	l.workers.Go(l.packing)
+	if len(l.publishers) == 0 {
+		return
+	}
+	l.publishedAt = time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	l.workers.Go(func() {
+		<-l.stop
+		cancel()
+	})
+	for _, p := range l.publishers {
+		l.workers.Go(func() { p.checkpoints(ctx) })
+		l.workers.Go(func() { p.segments(ctx) })
+	}
 }
+
+func (l *Log) closePublishers() error {
+	var errs []error
+	for _, p := range l.publishers {
+		errs = append(errs, p.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Archive returns an archive of this log, to ask it while it runs.
+func (l *Log) Archive() *Archive { return NewArchive(l.cfg.Dir) }
 
 // Fingerprint returns the name under which a secret may stand in a record: key id and keyed hash.
 func (l *Log) Fingerprint(secret []byte) string { return l.secrets.fingerprint(secret) }
@@ -245,6 +327,8 @@ func (l *Log) refusal() error {
 		return unwritable(errClosed)
 	case l.state != nil:
 		return unwritable(l.state)
+	case l.unpublished:
+		return unwritable(errUnpublished)
 	}
 	return nil
 }
@@ -287,9 +371,12 @@ func (l *Log) Close() error {
 		err = unwritable(err)
 	} else { // also on a full disk, which is why there is ballast
 		err = l.writeCheckpoint(time.Now())
+		for _, p := range l.publishers {
+			p.settle(context.Background(), p.round(context.Background(), publishLast))
+		}
 	}
 	l.metrics.unregister(l.registerer)
-	return errors.Join(err, l.active.file.Close(), l.lock.Close())
+	return errors.Join(err, l.closePublishers(), l.active.file.Close(), l.lock.Close())
 }
 
 // controlRecord makes a record in which the log speaks of itself.

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/headgate/headgate/audit"
 )
@@ -85,7 +88,7 @@ func TestAppendedRecordsAreReadAndVerified(t *testing.T) {
 	if err != nil || report.Records != int64(len(seqs)) {
 		t.Errorf("Verify = %+v, %v; want %d records", report, err, len(seqs))
 	}
-	logs, _ := filepath.Glob(filepath.Join(dir, "epoch/0/segment/*.log"))
+	logs, _ := filepath.Glob(filepath.Join(dir, "epoch/0/segment/*.log*")) // .log.zst once packed
 	if len(logs) < 3 {
 		t.Errorf("%d segments; want several", len(logs))
 	}
@@ -99,5 +102,48 @@ func TestAppendedRecordsAreReadAndVerified(t *testing.T) {
 	}
 	if report, err = audit.Verify(t.Context(), dir, audit.VerifyOptions{}); err != nil || report.Records < int64(len(seqs))+3 {
 		t.Errorf("Verify after reopening = %+v, %v", report, err)
+	}
+}
+
+// Since and Segments begin with a segment, not before: the log of a year is not read for a day.
+func TestTailSince(t *testing.T) {
+	dir := t.TempDir()
+	l := openLog(t, dir)
+	for i := range 6000 {
+		l.Note(decision(i))
+		if i%500 == 0 {
+			if err := l.Append(t.Context(), decision(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	closeLog(t, l)
+	read := func(o audit.TailOptions) (all []audit.Entry) {
+		t.Helper()
+		if err := audit.Tail(t.Context(), dir, o, func(e audit.Entry) error {
+			e.Raw = nil
+			all = append(all, e)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	all := read(audit.TailOptions{})
+	if l.Rotations() < 3 || len(all) < 6000 {
+		t.Fatalf("%d rotations, %d records; want several segments", l.Rotations(), len(all))
+	}
+	newest := read(audit.TailOptions{Segments: 1})
+	if len(newest) == 0 || len(newest) >= len(all)/2 || newest[len(newest)-1].Seq != all[len(all)-1].Seq {
+		t.Errorf("the newest segment has %d of %d records", len(newest), len(all))
+	}
+	for _, at := range []int{0, 1, len(all) / 2, len(all) - 1} {
+		since := read(audit.TailOptions{Since: all[at].Time, NoLeaf: true})
+		if len(since) == 0 || since[0].Seq > all[at].Seq || since[len(since)-1].Seq != all[len(all)-1].Seq || since[0].Leaf != (tlog.Hash{}) {
+			t.Errorf("since record %d: %d records", at, len(since))
+		}
+	}
+	if future := read(audit.TailOptions{Since: time.Now().Add(time.Hour)}); len(future) != len(newest) {
+		t.Errorf("since a time to come: %d records, want those of the newest segment, %d", len(future), len(newest))
 	}
 }

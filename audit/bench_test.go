@@ -40,6 +40,27 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
+// BenchmarkIndexed is what a record costs once more after its segment was sealed.
+func BenchmarkIndexed(b *testing.B) {
+	record := (&encoder{secrets: newSecrets(make([]byte, 32))}).encode(benchRecord(), "n1")
+	var parser briefParser
+	x := newIndexer(0)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(record)))
+	for b.Loop() {
+		brief, err := parser.parse(record)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if x.count == 1<<16 {
+			x = newIndexer(0)
+		}
+		if err := x.add(brief, [32]byte{}, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkStamp(b *testing.B) {
 	e := &encoder{secrets: newSecrets(make([]byte, 32))}
 	buf := appendFrame(nil, KindDecision, e.encode(benchRecord(), "n1"))

@@ -90,6 +90,10 @@ func (l *Log) Note(r *Record) {
 	}
 }
 
+// Rotations is how many segments were filled in this run. What was noted before it changed may be gone from the log, by
+// age, before what is noted after.
+func (l *Log) Rotations() int64 { return l.rotations.Load() }
+
 // enqueue puts a record into the open batch. If the log is idle and the caller waits anyway, the caller commits:
 // mine is then true, and nobody else does until it calls release.
 func (l *Log) enqueue(r *Record, wait bool) (b *batch, mine bool, err error) {
@@ -105,7 +109,8 @@ func (l *Log) enqueue(r *Record, wait bool) (b *batch, mine bool, err error) {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.refusal(); err != nil && !(errors.Is(err, errFull) && r.Kind == KindControl) {
+	own := r.Kind == KindControl && r.Control.What != ControlSnapshot
+	if err := l.refusal(); err != nil && !(own && (errors.Is(err, errFull) || errors.Is(err, errUnpublished))) {
 		if !wait {
 			l.dropped++
 		}

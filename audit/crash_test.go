@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("AUDIT_TEST_WRITER"); dir != "" {
 		os.Exit(writeUntilKilled(dir))
 	}
+	if dir := os.Getenv("AUDIT_TEST_EXPORTER"); dir != "" {
+		os.Exit(exportUntilKilled(dir))
+	}
 	os.Exit(m.Run())
 }
 
@@ -57,8 +60,14 @@ func writeUntilKilled(dir string) int {
 // startWriter starts the writing process; lines gives what it acknowledges.
 func startWriter(t *testing.T, dir string) (cmd *exec.Cmd, lines *bufio.Scanner, stderr *strings.Builder) {
 	t.Helper()
+	return startProcess(t, "AUDIT_TEST_WRITER="+dir)
+}
+
+// startProcess starts this program with a variable that tells it what to do until it is killed.
+func startProcess(t *testing.T, variable string) (cmd *exec.Cmd, lines *bufio.Scanner, stderr *strings.Builder) {
+	t.Helper()
 	cmd = exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "AUDIT_TEST_WRITER="+dir)
+	cmd.Env = append(os.Environ(), variable)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

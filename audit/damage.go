@@ -14,11 +14,12 @@ var ErrLocked = errors.New("audit log is in use by another process")
 
 // Causes of ErrUnwritable.
 var (
-	errFull     = errors.New("disk full")
-	errPoisoned = errors.New("a write failed and the log can no longer be believed")
-	errClosed   = errors.New("log is closed")
-	errTimeout  = errors.New("disk did not answer in time")
-	errQueue    = errors.New("too many records are waiting")
+	errFull        = errors.New("disk full")
+	errPoisoned    = errors.New("a write failed and the log can no longer be believed")
+	errClosed      = errors.New("log is closed")
+	errTimeout     = errors.New("disk did not answer in time")
+	errUnpublished = errors.New("no place off the machine takes checkpoints")
+	errQueue       = errors.New("too many records are waiting")
 )
 
 // Exit codes of damage, for verify and for a start that refuses.

@@ -209,10 +209,14 @@ func (e *encoder) answer(r *Record) {
 	if e.open("eval") {
 		v := &r.Eval
 		e.list("entry", v.Entry)
+		e.list("effects", v.Effects)
 		e.flag("cached", v.Cached)
 		e.num("ns", v.NS)
 		e.str("key_hash", v.KeyHash, maxItem)
 		e.list("facts", v.Facts)
+		e.str("asker", v.Asker, maxItem)
+		e.str("resource", v.Resource, maxItem)
+		e.str("visibility", v.Visibility, tightItem)
 		e.close("eval")
 	}
 	e.input(r.Input, r.InputKnown)
@@ -245,6 +249,7 @@ func (e *encoder) answer(r *Record) {
 func (e *encoder) control(c *Control) {
 	if e.open("control") {
 		e.str("what", c.What, tightItem)
+		e.str("id", c.ID, maxItem)
 		e.num("seq_from", c.SeqFrom)
 		e.num("seq_to", c.SeqTo)
 		e.num("count", c.Count)

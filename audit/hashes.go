@@ -42,7 +42,7 @@ type hashReader struct {
 
 func newHashReader(l layout) (*hashReader, error) {
 	firsts, err := l.list()
-	return &hashReader{layout: l, firsts: firsts, scanned: map[int64][]byte{}}, err
+	return &hashReader{layout: l, firsts: l.withRemoved(firsts), scanned: map[int64][]byte{}}, err
 }
 
 // ReadHashes implements tlog.HashReader.

@@ -3,10 +3,8 @@ package audit
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -44,61 +42,6 @@ const (
 	eventSuffix = 24 // bits of record number in an event's entry
 )
 
-// A brief is what of a record can be asked for.
-type brief struct {
-	Kind    Kind   `json:"kind"`
-	EventID string `json:"event_id"`
-	T       int64  `json:"t"`
-	Action  string `json:"action"`
-	Method  string `json:"method"`
-	Module  string `json:"module"`
-	Version string `json:"version"`
-	Subject struct {
-		ID     string `json:"id"`
-		Issuer string `json:"issuer"`
-	} `json:"subject"`
-	Device struct {
-		ID string `json:"id"`
-	} `json:"device"`
-	Decision struct {
-		Effect string   `json:"effect"`
-		Codes  []string `json:"codes"`
-	} `json:"decision"`
-	Outcome struct {
-		Aborted bool `json:"aborted"`
-	} `json:"outcome"`
-	Count int64 `json:"count"`
-}
-
-func parseBrief(record []byte) (*brief, error) {
-	var b brief
-	if err := json.Unmarshal(record, &b); err != nil {
-		return nil, fmt.Errorf("parsing audit record: %w", err)
-	}
-	return &b, nil
-}
-
-// fetch returns the record's flags as a fetch; ok is false if it is none.
-func (b *brief) fetch() (flags byte, ok bool) {
-	if b.Module == "" || b.Version == "" {
-		return 0, false
-	}
-	if b.Action == "zip" && b.Method != http.MethodHead {
-		flags = fetchZip
-	}
-	switch {
-	case b.Kind == KindOutcome:
-		return flags | fetchLate | fetchAborted, b.Outcome.Aborted
-	case b.Kind != KindDecision:
-		return 0, false
-	case b.Decision.Effect == "allow":
-		return flags, true // fetchAllow: both bits are zero
-	case b.Decision.Effect == "deny":
-		return flags | fetchDeny, true
-	}
-	return flags | fetchError, true
-}
-
 // An indexer collects the records of one segment and makes its index: a table of key hashes, each with its records or
 // its folded fetches; a table of event ids; a dictionary; and the offset of every 1,024th record.
 type indexer struct {
@@ -113,6 +56,7 @@ type indexer struct {
 	words    lexicon
 	fetches  []fetched
 	byEvent  map[string]int // decisions, by event id, until their outcome
+	parser   briefParser
 }
 
 // A posting is the records of one key, as differences.
@@ -140,7 +84,7 @@ func newIndexer(first int64) *indexer {
 
 // frame takes the next record, whose frame stands at off.
 func (x *indexer) frame(f frame, leaf tlog.Hash, off int64) error {
-	b, err := parseBrief(f.record())
+	b, err := x.parser.parse(f.record())
 	if err != nil {
 		return fmt.Errorf("indexing record %d: %w", f.seq, err)
 	}
@@ -170,10 +114,10 @@ func (x *indexer) add(b *brief, leaf tlog.Hash, off int64) error {
 	if b.Module != "" && b.Version != "" {
 		x.post(keyVersion, b.Module+"@"+b.Version, n)
 	}
-	x.post(keySubject, b.Subject.ID, n)
-	x.post(keyDevice, b.Device.ID, n)
-	x.post(keyEffect, b.Decision.Effect, n)
-	for _, code := range b.Decision.Codes {
+	x.post(keySubject, b.Subject, n)
+	x.post(keyDevice, b.Device, n)
+	x.post(keyEffect, b.Effect, n)
+	for _, code := range b.Codes {
 		x.post(keyCode, code, n)
 	}
 	x.fetch(b)
@@ -202,7 +146,7 @@ func (x *indexer) fetch(b *brief) {
 	if b.Kind == KindOutcome {
 		if i, ok := x.byEvent[b.EventID]; ok {
 			delete(x.byEvent, b.EventID)
-			if b.Outcome.Aborted {
+			if b.Aborted {
 				x.fetches[i].who.flags |= fetchAborted
 			}
 			return
@@ -217,8 +161,8 @@ func (x *indexer) fetch(b *brief) {
 	}
 	x.fetches = append(x.fetches, fetched{
 		who: fetchKey{
-			path: x.words.number(b.Module), version: x.words.number(b.Version), subject: x.words.number(b.Subject.ID),
-			issuer: x.words.number(b.Subject.Issuer), device: x.words.number(b.Device.ID), flags: flags,
+			path: x.words.number(b.Module), version: x.words.number(b.Version), subject: x.words.number(b.Subject),
+			issuer: x.words.number(b.Issuer), device: x.words.number(b.Device), flags: flags,
 		},
 		t: b.T, count: max(b.Count, 1),
 	})

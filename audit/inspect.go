@@ -22,6 +22,7 @@ type inspection struct {
 	trustTo     int64        // only of those that end before this record; 0 for all
 	known       []checkpoint // verified ones, to be met at their size
 	checkpoint  checkpoint   // the newest local one
+	gone        gone         // what the log says that it removed
 
 	tree     edge
 	prev     tlog.Hash
@@ -45,12 +46,18 @@ func (in *inspection) run(ctx context.Context) error {
 		return err
 	}
 	for i, first := range in.segments {
+		if err := in.skip(first); err != nil {
+			return err
+		}
 		if err := in.continuity(first); err != nil {
 			return err
 		}
 		next := int64(-1)
 		if i+1 < len(in.segments) {
 			next = in.segments[i+1]
+			if end := in.endOf(first, next); end <= in.gone.size {
+				next = end
+			}
 		}
 		if err := in.segment(ctx, first, next); err != nil {
 			return err
@@ -288,6 +295,12 @@ func inspect(dir string, epoch int64, ring keyring, others []string) (*inspectio
 		return nil, fmt.Errorf("reading checkpoint: %w", err)
 	}
 	origin := ring[0].verifier.Name()
+	if in.gone, err = readRemoved(in.layout, ring); err != nil {
+		return nil, err
+	}
+	if in.gone.size > 0 {
+		others = append(others[:len(others):len(others)], in.gone.checkpoint)
+	}
 	for i, text := range append([]string{string(signed)}, others...) {
 		c, err := openCheckpoint([]byte(text), origin, ring)
 		if err != nil {

@@ -53,10 +53,10 @@ func (c *crowd) next(b *brief) {
 		Action: [...]string{"mod", "zip", "info"}[c.rng.IntN(3)],
 		Module: c.modules[c.zipf.Uint64()], Version: c.versions[min(c.rng.IntN(60), 29)],
 	}
-	b.Subject.ID, b.Subject.Issuer, b.Device.ID = c.subjects[person], "corp", c.devices[person]
-	b.Decision.Effect = "allow"
+	b.Subject, b.Issuer, b.Device = c.subjects[person], "corp", c.devices[person]
+	b.Effect = "allow"
 	if c.rng.IntN(50) == 0 {
-		b.Decision.Effect, b.Decision.Codes = "deny", []string{"VERSION-TOO-NEW"}
+		b.Effect, b.Codes = "deny", []string{"VERSION-TOO-NEW"}
 	}
 	c.t += int64(time.Millisecond)
 }

@@ -19,6 +19,7 @@ type metrics struct {
 	queue      prometheus.Gauge
 	size       prometheus.Gauge
 	checkpoint prometheus.Gauge
+	published  *prometheus.GaugeVec
 	free       prometheus.Gauge
 	sanitised  prometheus.Counter
 	redacted   prometheus.Counter
@@ -52,14 +53,18 @@ func newMetrics() *metrics {
 		queue:      gauge("queue_records", "Records that wait for the disk."),
 		size:       gauge("tree_size", "Durable records of the present epoch."),
 		checkpoint: gauge("checkpoint_timestamp_seconds", "Time of the newest signed checkpoint."),
-		free:       gauge("disk_free_bytes", "Room left on the log's volume."),
-		sanitised:  prometheus.NewCounter(counter("sanitised_total", "Records in which a string was rewritten.")),
-		redacted:   prometheus.NewCounter(counter("redacted_total", "Secrets that were replaced by fingerprints.")),
+		published: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "headgate", Subsystem: "audit", Name: "checkpoint_published_timestamp_seconds",
+			Help: "When the place last had the newest checkpoint; 0 if not since the start.",
+		}, []string{"dest"}),
+		free:      gauge("disk_free_bytes", "Room left on the log's volume."),
+		sanitised: prometheus.NewCounter(counter("sanitised_total", "Records in which a string was rewritten.")),
+		redacted:  prometheus.NewCounter(counter("redacted_total", "Secrets that were replaced by fingerprints.")),
 	}
 	for i, k := range kinds[1:] {
 		m.byKind[i+1] = m.records.WithLabelValues(string(k))
 	}
-	for _, cause := range []error{errFull, errPoisoned, errClosed, errTimeout, errQueue} {
+	for _, cause := range []error{errFull, errPoisoned, errClosed, errTimeout, errQueue, errUnpublished} {
 		m.failures.WithLabelValues(causeLabel(cause))
 	}
 	m.failures.WithLabelValues(causeLabel(nil))
@@ -81,6 +86,8 @@ func causeLabel(err error) string {
 		return "timeout"
 	case errors.Is(err, errQueue):
 		return "queue"
+	case errors.Is(err, errUnpublished):
+		return "unpublished"
 	}
 	return "canceled"
 }
@@ -88,7 +95,7 @@ func causeLabel(err error) string {
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.records, m.failures, m.segments, m.append, m.batch, m.fsync, m.writable, m.queue, m.size,
-		m.checkpoint, m.free, m.sanitised, m.redacted,
+		m.checkpoint, m.published, m.free, m.sanitised, m.redacted,
 	}
 }
 

@@ -54,6 +54,35 @@ func (a *Archive) Find(ctx context.Context, event string) (Position, error) {
 	return at, nil
 }
 
+// Locate returns the place of a record that a person names: its number in the newest epoch, EPOCH-SEQ, or its event id as
+// Find takes it. A word that is none of them is ErrName.
+func (a *Archive) Locate(ctx context.Context, word string) (Position, error) {
+	if at, err := ParsePosition(word); err == nil {
+		return at, nil
+	}
+	if seq, err := parseDecimal(word); err == nil {
+		epoch, err := a.Newest()
+		return Position{Epoch: epoch, Seq: seq}, err
+	}
+	if err := (SearchQuery{EventID: word}).Validate(); err != nil {
+		return Position{}, fmt.Errorf("%w: %w", ErrName, err)
+	}
+	return a.Find(ctx, word)
+}
+
+// ErrName means that a word names no record, whatever the log holds.
+var ErrName = errors.New("want a record's number, EPOCH-SEQ, or an event id")
+
+// Checkpoint returns the newest signed checkpoint.
+func (a *Archive) Checkpoint() ([]byte, error) {
+	epoch, err := a.Newest()
+	if err != nil {
+		return nil, err
+	}
+	signed, _, err := newestCheckpoint(layout{dir: a.dir, epoch: epoch})
+	return signed, err
+}
+
 // Newest returns the number of the newest epoch.
 func (a *Archive) Newest() (int64, error) {
 	all, err := epochs(a.dir)
@@ -167,6 +196,9 @@ func recordAt(l layout, seq int64) ([]byte, error) {
 		if f <= seq {
 			first = f
 		}
+	}
+	if first < 0 {
+		return nil, fmt.Errorf("reading record %d: it is past its retention, or missing: %w", seq, fs.ErrNotExist)
 	}
 	f, err := l.openSegment(first)
 	if err != nil {

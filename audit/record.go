@@ -124,10 +124,17 @@ type Decision struct {
 // Eval is how policy came to its decision.
 type Eval struct {
 	Entry   []string `json:"entry,omitempty"`    // entry points asked
+	Effects []string `json:"effects,omitempty"`  // what access, and release of one version, answered: allow, deny
 	Cached  bool     `json:"cached,omitempty"`   // all of them answered from the cache
 	NS      int64    `json:"ns,omitempty"`       // evaluation time, ns
 	KeyHash string   `json:"key_hash,omitempty"` // hash of the cache key
 	Facts   []string `json:"facts,omitempty"`    // fact snapshot ids
+	// Asker and Resource are snapshot records: who asked and when, and the version that release judged, with all that was
+	// known of them.
+	Asker    string `json:"asker,omitempty"`
+	Resource string `json:"resource,omitempty"`
+	// Visibility is that of the module path where it is neither public nor private: unknown.
+	Visibility string `json:"visibility,omitempty"`
 }
 
 // File is what was served.
@@ -154,9 +161,14 @@ type Change struct {
 	Note      string `json:"note,omitempty"`
 }
 
+// ControlSnapshot is what a control record is about whose Input is a part of policy's input in full, under the id by
+// which decisions name it.
+const ControlSnapshot = "snapshot"
+
 // Control is what the log says of itself: what happened, and its numbers.
 type Control struct {
-	What     string `json:"what,omitempty"` // start, stop, recover, rotate, gap, disk_full, disk_ok, clock_step, key_change, …
+	What     string `json:"what,omitempty"` // start, stop, recover, rotate, gap, disk_full, disk_ok, clock_step, key_change, snapshot, …
+	ID       string `json:"id,omitempty"`   // of a snapshot
 	SeqFrom  int64  `json:"seq_from,omitempty"`
 	SeqTo    int64  `json:"seq_to,omitempty"`
 	Count    int64  `json:"count,omitempty"`

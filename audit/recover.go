@@ -29,24 +29,36 @@ func (l *Log) recover(o Options) error {
 	if err != nil {
 		return err
 	}
-	if len(all) == 0 {
-		return l.begin(o, 0, Control{What: "start"})
+	newest := int64(-1)
+	if len(all) > 0 {
+		newest = all[len(all)-1]
 	}
-	newest := all[len(all)-1]
-	fresh, err := layout{dir: l.cfg.Dir, epoch: newest}.isFresh()
-	if err != nil {
-		return err
-	}
-	if fresh {
-		return l.begin(o, newest, Control{What: "start"})
-	}
-	err = l.resume(newest)
+	known := l.publishedBefore(o)
+	err = l.resumeOrBegin(o, newest, known)
 	damage, ok := errors.AsType[*DamageError](err)
 	if !ok || !o.AcceptDamage {
 		return err
 	}
 	l.logger.LogAttrs(context.Background(), slog.LevelError, "audit log damaged; a new epoch begins", slog.Any("err", damage))
-	return l.begin(o, newest+1, gap(damage))
+	return l.begin(o, max(newest, newestOf(known))+1, gap(damage))
+}
+
+// resumeOrBegin goes on with the newest epoch, or begins the first one where there is none. known is what was published.
+func (l *Log) resumeOrBegin(o Options, newest int64, known []published) error {
+	if epoch := newestOf(known); epoch > newest {
+		return missingEpoch(epoch)
+	}
+	if newest < 0 {
+		return l.begin(o, 0, Control{What: "start"})
+	}
+	fresh, err := layout{dir: l.cfg.Dir, epoch: newest}.isFresh()
+	if err != nil {
+		return err
+	}
+	if fresh && len(checkpointsOf(known, newest)) == 0 {
+		return l.begin(o, newest, Control{What: "start"})
+	}
+	return l.resume(newest, checkpointsOf(known, newest))
 }
 
 // gap is the first record of an epoch that follows a damaged one.
@@ -89,14 +101,14 @@ func (l *Log) note(c Control) error {
 	return nil
 }
 
-// resume goes on with an epoch.
-func (l *Log) resume(epoch int64) error {
+// resume goes on with an epoch, which must meet its published checkpoints.
+func (l *Log) resume(epoch int64, published []string) error {
 	l.layout = layout{dir: l.cfg.Dir, epoch: epoch}
 	key, err := loadKey(l.cfg.Dir, epoch)
 	if err != nil {
 		return &DamageError{Code: ExitKey, Epoch: epoch, Seq: -1, SeqTo: -1, Detail: err.Error()}
 	}
-	in, err := inspect(l.cfg.Dir, epoch, key.ring, nil)
+	in, err := inspect(l.cfg.Dir, epoch, key.ring, published)
 	if err != nil {
 		return err
 	}

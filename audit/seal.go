@@ -41,7 +41,10 @@ func (k *keeper) seal() error {
 		}
 	}
 	k.metrics.segments.WithLabelValues("active").Set(1)
-	k.metrics.segments.WithLabelValues("sealed").Set(float64(k.sealed))
+	k.mu.Lock()
+	sealed := k.sealed
+	k.mu.Unlock()
+	k.metrics.segments.WithLabelValues("sealed").Set(float64(sealed))
 	return nil
 }
 
@@ -89,18 +92,18 @@ func (k *keeper) cutSegment(name string, size int64) error {
 	return nil
 }
 
-// packing indexes and packs sealed segments beside everything else.
+// packing indexes and packs sealed segments beside everything else, and removes those past their retention.
 func (l *Log) packing() {
 	again := time.NewTicker(packAgain)
 	defer again.Stop()
 	failed := ""
 	for {
-		err := l.packAll()
+		err := errors.Join(l.packAll(), l.expire(time.Now()))
 		if errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) {
 			_ = l.failed(err) // its error is for callers of Append
 		}
 		if err != nil && !errors.Is(err, errClosed) && err.Error() != failed {
-			l.logger.LogAttrs(context.Background(), slog.LevelError, "packing the audit log failed; trying again", slog.Any("err", err))
+			l.logger.LogAttrs(context.Background(), slog.LevelError, "packing or clearing the audit log failed; trying again", slog.Any("err", err))
 			failed = err.Error()
 		}
 		select {

@@ -73,6 +73,7 @@ func (a *Archive) Search(ctx context.Context, q SearchQuery, fn func(Position, E
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	end := &SearchEnd{}
+	var parser briefParser
 	err := a.each(ctx, &end.Covered, func(p *part) error {
 		numbers, err := p.candidates(q)
 		if err != nil {
@@ -82,7 +83,7 @@ func (a *Archive) Search(ctx context.Context, q SearchQuery, fn func(Position, E
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			b, err := parseBrief(e.Raw)
+			b, err := parser.parse(e.Raw)
 			if err != nil || !q.fits(b) {
 				return err
 			}
@@ -174,8 +175,8 @@ func intersect(sets [][]int64) []int64 {
 // fits holds a record against the query: hashes of keys may meet, and times stand in the records alone.
 func (q SearchQuery) fits(b *brief) bool {
 	is := func(want, got string) bool { return want == "" || want == got }
-	return is(q.Subject, b.Subject.ID) && is(q.Device, b.Device.ID) && is(q.Module, b.Module) && is(q.Version, b.Version) &&
-		is(q.Effect, b.Decision.Effect) && (q.Code == "" || slices.Contains(b.Decision.Codes, q.Code)) &&
+	return is(q.Subject, b.Subject) && is(q.Device, b.Device) && is(q.Module, b.Module) && is(q.Version, b.Version) &&
+		is(q.Effect, b.Effect) && (q.Code == "" || slices.Contains(b.Codes, q.Code)) &&
 		(q.EventID == "" || len(b.EventID) >= len(q.EventID) && strings.EqualFold(b.EventID[:len(q.EventID)], q.EventID)) &&
 		(q.Since.IsZero() || b.T >= q.Since.UnixNano()) && (q.Until.IsZero() || b.T < q.Until.UnixNano())
 }

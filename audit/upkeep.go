@@ -60,6 +60,7 @@ func (l *Log) rotate() error {
 	l.mu.Lock()
 	l.unseal = append(l.unseal, full.first)
 	l.mu.Unlock()
+	l.rotations.Add(1)
 	if err := full.file.Close(); err != nil {
 		return fmt.Errorf("closing segment: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -49,7 +50,9 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 	}
 	for i, epoch := range all {
 		last := i+1 == len(all)
-		if i > 0 && epoch != all[i-1]+1 {
+		if gone := missingEpoch(epoch - 1); i > 0 && epoch != all[i-1]+1 && acceptedBy(layout{dir: dir, epoch: epoch}, gone) {
+			report.Accepted = append(report.Accepted, gone)
+		} else if i > 0 && epoch != all[i-1]+1 {
 			return report, &DamageError{Code: ExitMissing, Epoch: all[i-1] + 1, Seq: -1, SeqTo: -1, Detail: "the epoch is missing"}
 		}
 		err := report.epoch(ctx, dir, epoch, o, last)
@@ -120,15 +123,23 @@ func verifyKeys(dir string, epoch int64, given string) (keyring, error) {
 
 // acceptedBy reports whether an epoch begins with a record that names this damage of the epoch before.
 func acceptedBy(next layout, d *DamageError) bool {
-	f, err := next.openSegment(0)
+	r, err := next.first()
+	return err == nil && r.Kind == KindControl && r.Control == gap(d)
+}
+
+// first returns the epoch's first record.
+func (l layout) first() (*Record, error) {
+	f, err := l.openSegment(0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l.removedRecord()
+	}
 	if err != nil {
-		return false
+		return nil, err
 	}
 	defer f.close()
 	fr, err := newScanner(f, 0).next()
 	if err != nil {
-		return false
+		return nil, err
 	}
-	r, err := parseRecord(fr.record())
-	return err == nil && r.Kind == KindControl && r.Control == gap(d)
+	return parseRecord(fr.record())
 }

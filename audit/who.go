@@ -1,11 +1,9 @@
 package audit
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -21,6 +19,10 @@ type WhoQuery struct {
 	Refused bool
 	// Verify reads the records themselves and checks each against the tree, instead of believing the indexes.
 	Verify bool
+	// Limit is the most fetches to give; 0 for all.
+	Limit int
+	// After is where to go on: WhoAnswer.Next of the page before; "" is the beginning.
+	After string
 }
 
 // A Fetch is what one subject did with one version from one device, folded.
@@ -44,20 +46,22 @@ func (f Fetch) Delivered() bool { return f.Effect == "allow" && f.What == "zip" 
 // A WhoAnswer is the answer to a WhoQuery, ordered by version, then by first time.
 type WhoAnswer struct {
 	Fetches []Fetch  `json:"fetches"`
+	Next    string   `json:"next,omitempty"` // WhoQuery.After of the next page; "" at the end
 	Covered Coverage `json:"covered"`
 }
 
 // Who answers from the indexes alone, so that the age of the log hardly matters.
 func (a *Archive) Who(ctx context.Context, q WhoQuery) (*WhoAnswer, error) {
-	if q.Module == "" || q.Delivered && q.Refused {
-		return nil, fmt.Errorf("asking who fetched %q: want a module path, and delivered or refused, not both", q.Module)
+	after, err := q.cursor()
+	if err != nil {
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	answer := &WhoAnswer{Fetches: []Fetch{}}
 	total, words := map[fetchKey]tally{}, newLexicon()
 	checked := map[int64]bool{}
-	err := a.each(ctx, &answer.Covered, func(p *part) error {
+	err = a.each(ctx, &answer.Covered, func(p *part) error {
 		if q.Verify && !checked[p.epoch] {
 			checked[p.epoch] = true
 			if err := checkTree(ctx, a.dir, p.epoch); err != nil {
@@ -84,10 +88,8 @@ func (a *Archive) Who(ctx context.Context, q WhoQuery) (*WhoAnswer, error) {
 		}
 		answer.Fetches = append(answer.Fetches, f)
 	}
-	slices.SortFunc(answer.Fetches, func(a, b Fetch) int {
-		return cmp.Or(strings.Compare(a.Version, b.Version), a.First.Compare(b.First), strings.Compare(a.Subject, b.Subject),
-			strings.Compare(a.Device, b.Device), strings.Compare(a.What, b.What), strings.Compare(a.Effect, b.Effect))
-	})
+	slices.SortFunc(answer.Fetches, Fetch.compare)
+	answer.cut(after, q.Limit)
 	return answer, nil
 }
 
@@ -121,7 +123,7 @@ func (p *part) whoFromRecords(q WhoQuery, words *lexicon) ([]found, error) {
 		if sealed && e.Leaf != tlog.Hash(hashes[at:at+tlog.HashSize]) {
 			return &DamageError{Code: ExitAltered, Epoch: p.epoch, Seq: e.Seq, SeqTo: e.Seq, EventID: eventID(e.Raw), Detail: "its hash is not the one kept when the segment was sealed"}
 		}
-		b, err := parseBrief(e.Raw)
+		b, err := x.parser.parse(e.Raw)
 		if err != nil {
 			return err
 		}

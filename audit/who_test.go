@@ -353,7 +353,7 @@ func TestSearch(t *testing.T) {
 
 func briefOf(t testing.TB, r *Record) *brief {
 	t.Helper()
-	b, err := parseBrief((&encoder{secrets: newSecrets(make([]byte, 32))}).encode(r, "n1"))
+	b, err := new(briefParser).parse((&encoder{secrets: newSecrets(make([]byte, 32))}).encode(r, "n1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func briefOf(t testing.TB, r *Record) *brief {
 func FuzzIndex(f *testing.F) {
 	x := newIndexer(7)
 	for i, subject := range []string{"ann", "bob"} {
-		b, err := parseBrief((&encoder{secrets: newSecrets(make([]byte, 32))}).encode(asked(subject, "example.com/m", "v1.0.0", "allow"), "n1"))
+		b, err := new(briefParser).parse((&encoder{secrets: newSecrets(make([]byte, 32))}).encode(asked(subject, "example.com/m", "v1.0.0", "allow"), "n1"))
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -169,13 +169,14 @@ func (a *answer) headers(h http.Header, id, revision string) {
 type meter struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	stall   time.Duration // how long a chunk may take
 	status  int
 	sent    int64
 	err     error
 }
 
-func newMeter(w http.ResponseWriter) *meter {
-	return &meter{ResponseWriter: w, control: http.NewResponseController(w)}
+func newMeter(w http.ResponseWriter, stall time.Duration) *meter {
+	return &meter{ResponseWriter: w, control: http.NewResponseController(w), stall: stall}
 }
 
 func (m *meter) WriteHeader(status int) {
@@ -187,7 +188,7 @@ func (m *meter) Write(p []byte) (int, error) {
 	if m.status == 0 {
 		m.status = http.StatusOK
 	}
-	_ = m.control.SetWriteDeadline(time.Now().Add(stallTimeout)) // a writer without deadlines is one of a test
+	_ = m.control.SetWriteDeadline(time.Now().Add(m.stall)) // a writer without deadlines is one of a test
 	n, err := m.ResponseWriter.Write(p)
 	m.sent += int64(n)
 	if err != nil {

@@ -21,14 +21,14 @@ import (
 
 // TokenRequest is the body of POST /-/api/v1/tokens.
 type TokenRequest struct {
-	Class   string   `json:"class"`             // person, ci or admin
+	Class   string   `json:"class"`             // person, ci, admin or auditor
 	Subject string   `json:"subject"`           // who holds it
 	Groups  []string `json:"groups,omitempty"`  // what policy knows the holder by
 	Owner   string   `json:"owner,omitempty"`   // ci: who answers for it
 	Repo    string   `json:"repo,omitempty"`    // ci: where it is used
 	RepoID  string   `json:"repo_id,omitempty"` // ci: the repository's immutable id
 	Modules []string `json:"modules,omitempty"` // patterns as in GOPRIVATE; none reaches nothing
-	Actions []string `json:"actions,omitempty"` // discover, metadata, content, mint, admin; none is all that the class has
+	Actions []string `json:"actions,omitempty"` // discover, metadata, content, mint, admin, audit; none is all that the class has
 	Seconds int64    `json:"seconds,omitempty"` // life; 0 is the class's default
 	Note    string   `json:"note,omitempty"`
 }
@@ -56,6 +56,8 @@ var tokenClasses = map[string]struct {
 	"person": {identity.ClassPerson, []string{identity.ActionDiscover, identity.ActionMetadata, identity.ActionContent, identity.ActionMint}},
 	"ci":     {identity.ClassCI, []string{identity.ActionDiscover, identity.ActionMetadata, identity.ActionContent}},
 	"admin":  {identity.ClassAdmin, []string{identity.ActionAdmin}},
+	// Reads the audit log, and changes nothing.
+	"auditor": {identity.ClassAdmin, []string{identity.ActionAudit}},
 }
 
 // An operation is one call of the API: it reads the request and returns what to do once the record is durable.
@@ -74,6 +76,7 @@ func (s *Server) api() http.Handler {
 	mux.Handle("POST /-/api/v1/locks", s.admin("lock.create", s.createLock))
 	mux.Handle("DELETE /-/api/v1/locks", s.admin("lock.lift", s.liftLock))
 	s.careRoutes(mux)
+	s.auditRoutes(mux)
 	s.evaluationRoutes(mux)
 	mux.Handle("/-/api/v1/", s.admin("none", func(*exchange, identity.Principal) (func(context.Context) (any, error), error) {
 		return nil, &Problem{Status: http.StatusNotFound, Code: "NOT-FOUND", Public: "no such operation", Stage: "protocol"}
@@ -83,13 +86,18 @@ func (s *Server) api() http.Handler {
 
 // admin runs an operation for an administrator. Its record is durable before it takes effect.
 func (s *Server) admin(action string, do operation) http.Handler {
+	return s.call(action, identity.ActionAdmin, do)
+}
+
+// call runs an operation for whoever may do what it needs.
+func (s *Server) call(action, needs string, do operation) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := deadline(r.Context())
 		defer cancel()
 		limitBody(w, r)
 		x := s.begin(w, r)
 		x.action, x.rec.Kind, x.rec.Action = "api", audit.KindAdmin, action
-		by, err := s.administrator(x)
+		by, err := s.allowed(x, needs)
 		var effect func(context.Context) (any, error)
 		if err == nil {
 			effect, err = do(x, by)
@@ -108,20 +116,18 @@ func (s *Server) admin(action string, do operation) http.Handler {
 	})
 }
 
-// administrator is who may change the gateway: root or the gateway's own user on the socket, or an admin token.
-func (s *Server) administrator(x *exchange) (identity.Principal, error) {
-	if p, ok := x.r.Context().Value(peerKey{}).(identity.Principal); ok {
+// allowed is who may do what needs this action: root or the gateway's own user on the socket, or a token that holds it.
+func (s *Server) allowed(x *exchange, needs string) (identity.Principal, error) {
+	p, ok := x.r.Context().Value(peerKey{}).(identity.Principal)
+	if ok {
 		noteSubject(x.rec, p)
-		if !p.Allows("", identity.ActionAdmin) {
-			return p, errNoAccess
+	} else {
+		var err error
+		if p, err = s.authenticate(x); err != nil {
+			return p, err
 		}
-		return p, nil
 	}
-	p, err := s.authenticate(x)
-	if err != nil {
-		return p, err
-	}
-	if !p.Allows("", identity.ActionAdmin) {
+	if !p.Allows("", needs) {
 		return p, errNoAccess
 	}
 	return p, nil
@@ -157,7 +163,7 @@ func (s *Server) createToken(x *exchange, by identity.Principal) (func(context.C
 func (q TokenRequest) identity() (identity.TokenRequest, error) {
 	known, ok := tokenClasses[q.Class]
 	if !ok {
-		return identity.TokenRequest{}, invalid("class is %q; want person, ci or admin", q.Class)
+		return identity.TokenRequest{}, invalid("class is %q; want person, ci, admin or auditor", q.Class)
 	}
 	subject := identity.Subject{Type: identity.Person, ID: q.Subject, Groups: q.Groups}
 	if known.class == identity.ClassCI {
@@ -263,7 +269,7 @@ func peer(ctx context.Context, c net.Conn) context.Context {
 			p.Subject.ID = "user:" + u.Username
 		}
 		if uid == 0 || uid == os.Getuid() {
-			p.Scope = identity.Scope{Actions: []string{identity.ActionAdmin}}
+			p.Scope = identity.Scope{Actions: []string{identity.ActionAdmin, identity.ActionAudit}}
 		}
 	}
 	return context.WithValue(ctx, peerKey{}, p)

@@ -78,7 +78,7 @@ func (s *Server) long(action string, do func(x *exchange, by identity.Principal)
 		limitBody(w, r)
 		x := s.begin(w, r)
 		x.action, x.rec.Kind, x.rec.Action = "api", audit.KindAdmin, action
-		by, err := s.administrator(x)
+		by, err := s.allowed(x, identity.ActionAdmin)
 		var work longWork
 		if err == nil && s.mirror == nil {
 			err = errNoMirror

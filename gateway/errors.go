@@ -80,6 +80,7 @@ var table = []struct {
 	{errNotYours, Problem{Status: 403, Code: "SCOPE", Public: "you have no such token", Stage: "identity", Remedy: "none"}},
 	{policy.ErrNoPolicy, Problem{Status: 503, Code: "NO-POLICY", Public: "no policy is loaded, so nothing is allowed", Stage: "access", RetryAfter: 10}},
 	{policy.ErrQuota, Problem{Status: 429, Code: "RATE", Public: "too many new module paths at once; wait a minute", Stage: "limit", RetryAfter: 60}},
+	{errOften, Problem{Status: 429, Code: "RATE", Public: "too many refusals in a minute; wait another", Stage: "limit", RetryAfter: 60}},
 	{policy.ErrPolicy, Problem{Status: 503, Code: "POLICY-ERROR", Public: "policy gave no decision, so nothing is allowed", Stage: "access", RetryAfter: 5}},
 	{mirror.ErrUnknownSumdb, Problem{Status: 403, Code: "SUMDB-NOT-ALLOWED", Public: "this checksum database is not served here", Stage: "protocol", Remedy: "none"}},
 	{mirror.ErrPrivate, Problem{Status: 403, Code: "PRIVATE-AT-PUBLIC-SUMDB", Public: "a private module, at a public database", Stage: "protocol", Remedy: "none", Advice: []string{"set GOSUMDB to ours, which this gateway prints at start", "or set GONOSUMDB for your private patterns"}}},

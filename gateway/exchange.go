@@ -31,13 +31,15 @@ type exchange struct {
 	memory   int64    // size of a body held whole in memory; -1 for others
 	warned   []string // codes of policy's warnings, for a header
 
+	from requester // of a module request, once that is known
+
 	staleView bool // answered though what was revoked elsewhere is not known
 }
 
 // begin opens the record. A malformed request leaves one, too.
 func (s *Server) begin(w http.ResponseWriter, r *http.Request) *exchange {
 	s.metrics.inflight.Inc()
-	x := &exchange{s: s, w: newMeter(w), r: r, rec: audit.Begin(""), start: time.Now(), action: "none", cache: "none", memory: -1}
+	x := &exchange{s: s, w: newMeter(w, s.stall), r: r, rec: audit.Begin(""), start: time.Now(), action: "none", cache: "none", memory: -1}
 	x.rec.Kind = audit.KindDecision
 	x.rec.Method = r.Method
 	x.rec.Path, _, _ = strings.Cut(r.RequestURI, "?")
@@ -51,7 +53,22 @@ func clientOf(r *http.Request) audit.Client {
 		host = r.RemoteAddr
 	}
 	number, _ := strconv.Atoi(port) // a peer on the socket has none
-	return audit.Client{IP: host, Port: number, Agent: r.UserAgent()}
+	return audit.Client{IP: host, Port: number, Agent: r.UserAgent(), Untrusted: untrusted(r.Header)}
+}
+
+// untrusted are the headers by which a client says who is behind it, or which request this is. Nobody here believes them;
+// the record keeps them.
+func untrusted(h http.Header) map[string]string {
+	var claims map[string]string
+	for _, name := range [...]string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "X-Request-Id", "Traceparent"} {
+		if values := h[name]; len(values) > 0 {
+			if claims == nil {
+				claims = map[string]string{}
+			}
+			claims[strings.ToLower(name)] = strings.Join(values, ", ")
+		}
+	}
+	return claims
 }
 
 // asks notes what the request wants.
@@ -86,6 +103,12 @@ func (x *exchange) judged(d policy.Decision, in *policy.Input) {
 	}
 }
 
+// released notes policy's decision on one of the versions that were judged.
+func (x *exchange) released(j *judge, decisions []policy.Decision, i int) {
+	x.judged(decisions[i], j.input)
+	x.noteResource(&j.resources[i])
+}
+
 // oblige does what policy demands beside its answer; policy lets no kind pass that is not here.
 func (x *exchange) oblige(o policy.Obligation, in *policy.Input) {
 	switch o.Kind {
@@ -97,11 +120,6 @@ func (x *exchange) oblige(o policy.Obligation, in *policy.Input) {
 		x.s.log.LogAttrs(x.r.Context(), slog.LevelWarn, "policy asks to notify an owner", slog.String("owner", o.Params["owner"]),
 			slog.String("module", x.rec.Module), slog.String("version", x.rec.Version), slog.String("id", x.rec.EventID))
 	}
-}
-
-// withheld notes how many versions a filtered answer leaves out, and why.
-func (x *exchange) withheld(decisions []policy.Decision) {
-	noteWithheld(x.rec, decisions)
 }
 
 // text is what a refusal of this request says beside the decision itself.
@@ -173,8 +191,15 @@ func (s *Server) record(ctx context.Context, x *exchange, err error) error {
 	if x.rec.Decision.Status == 0 {
 		x.decided(nil, err)
 	}
+	if errors.Is(err, errOften) {
+		s.often.note(x.from, x.start)
+		return err
+	}
 	if aerr := s.audit.Append(context.WithoutCancel(ctx), x.rec); aerr != nil {
 		return unwritable(x.action, aerr)
+	}
+	if x.rec.Decision.Effect == "deny" && x.from != (requester{}) {
+		s.often.refused(x.from, x.start)
 	}
 	return err
 }

@@ -52,19 +52,23 @@ type Options struct {
 
 // A Server answers module requests, the API and the operations endpoints.
 type Server struct {
-	cfg      Config
-	names    map[string]bool // host names that we answer to
-	identity *identity.Service
-	policy   *policy.Engine
-	mirror   *mirror.Mirror
-	audit    *audit.Log
-	feeds    *feeds.Feeds
-	now      func() time.Time // of policy's day
-	log      *slog.Logger
-	metrics  *metrics
-	registry *prometheus.Registry
-	version  string
-	started  time.Time
+	cfg       Config
+	names     map[string]bool // host names that we answer to
+	identity  *identity.Service
+	policy    *policy.Engine
+	mirror    *mirror.Mirror
+	audit     *audit.Log
+	archive   *audit.Archive // of the same log
+	feeds     *feeds.Feeds
+	snapshots *policy.Snapshots // of inputs, for the log
+	often     *oftenRefused
+	stall     time.Duration    // how long a client may take for one chunk
+	now       func() time.Time // of policy's day
+	log       *slog.Logger
+	metrics   *metrics
+	registry  *prometheus.Registry
+	version   string
+	started   time.Time
 
 	viewAge func() time.Duration // how old this node's view of revocations and locks is
 
@@ -86,10 +90,13 @@ func New(cfg Config, o Options) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
 		cfg: cfg, names: map[string]bool{}, identity: o.Identity, policy: o.Policy, mirror: o.Mirror, audit: o.Audit,
-		feeds: o.Feeds, now: o.Now, log: o.Logger, registry: o.Registry, version: o.Version, started: time.Now(),
+		feeds: o.Feeds, snapshots: policy.NewSnapshots(), stall: stallTimeout, now: o.Now, log: o.Logger, registry: o.Registry, version: o.Version, started: time.Now(),
 	}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.audit != nil {
+		s.archive = s.audit.Archive()
 	}
 	if s.identity != nil {
 		s.viewAge = s.identity.ViewAge
@@ -99,7 +106,7 @@ func New(cfg Config, o Options) *Server {
 	}
 	s.metrics = newMetrics(s.registry)
 	s.care = newCare()
-	s.refusals = newHandshakeRefusals(s.audit)
+	s.refusals, s.often = newHandshakeRefusals(s.audit), newOftenRefused(s.audit)
 	for _, name := range cfg.names() {
 		s.names[name] = true
 	}

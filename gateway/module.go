@@ -53,6 +53,9 @@ func (s *Server) answer(ctx context.Context, x *exchange) (*answer, error) {
 	}
 	x.asks(target, s.mirror.Visibility(target.Path))
 	principal, err := s.authenticate(x)
+	if x.from = requesterOf(x, err == nil); s.often.over(x.from, x.start) {
+		return nil, errOften
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +125,7 @@ type judge struct {
 	feeds      feeds.Module
 	identity   *identity.Service
 	target     mirror.Target
+	resources  []policy.Resource // what release judged last
 }
 
 // access asks whether this principal may use this path at all, before any upstream is asked.
@@ -137,6 +141,7 @@ func (s *Server) access(ctx context.Context, x *exchange, p identity.Principal, 
 		return nil, err
 	}
 	x.judged(decision, input)
+	x.noteAsker(input)
 	if decision.Effect != policy.Allow {
 		return nil, refused(decision, "access", decision.Text(x.text(target, "")))
 	}
@@ -156,6 +161,7 @@ func (j *judge) release(ctx context.Context, releases ...mirror.Release) ([]poli
 	for i, r := range releases {
 		resources[i] = resourceOf(j.input.Resource.Name, r, j.feeds.Facts(r.Version), j.input.Context.Day)
 	}
+	j.resources = resources
 	decisions, err := j.generation.Release(ctx, j.input, resources)
 	if err != nil {
 		return nil, err
@@ -189,7 +195,7 @@ func (s *Server) file(ctx context.Context, x *exchange, j *judge) (_ *answer, er
 	if err != nil {
 		return nil, err
 	}
-	x.judged(decisions[0], j.input)
+	x.released(j, decisions, 0)
 	if decisions[0].Effect != policy.Allow {
 		return nil, s.unfit(ctx, x, j, file.Version, decisions[0])
 	}
@@ -232,7 +238,7 @@ func (s *Server) versions(ctx context.Context, x *exchange, j *judge) (*mirror.V
 		return nil, nil, err
 	}
 	hideRetracted(versions.Releases, decisions)
-	x.withheld(decisions)
+	noteWithheld(x.rec, decisions)
 	return versions, decisions, nil
 }
 
@@ -268,7 +274,7 @@ func (s *Server) latest(ctx context.Context, x *exchange, j *judge) (*answer, er
 	version := newest(versions.Releases, decisions)
 	if version == "" {
 		i := len(decisions) - 1
-		x.judged(decisions[i], j.input)
+		x.released(j, decisions, i)
 		return nil, refused(decisions[i], "release", decisions[i].Text(x.text(j.at(versions.Releases[i].Version), "")))
 	}
 	x.rec.Version = version
@@ -290,7 +296,7 @@ func (s *Server) untagged(ctx context.Context, x *exchange, j *judge) (*answer, 
 	if err != nil {
 		return nil, err
 	}
-	x.judged(decisions[0], j.input)
+	x.released(j, decisions, 0)
 	if !decisions[0].Visible {
 		return nil, refused(decisions[0], "release", decisions[0].Text(x.text(j.at(release.Version), "")))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -54,66 +55,40 @@ func policyFiles(profile string) map[string]string {
 	}
 }
 
-// P28: a push is active at most ten seconds after its webhook, and while requests go on, each of them is answered, by
-// exactly one revision. SOAK=1 asks 5,000 times a second.
+// P28: a push is active at most ten seconds after its webhook, and while requests go on over TLS, each of them is
+// answered, by exactly one revision. SOAK=1 asks more than 5,000 times a second.
 func TestP28PushUnderLoad(t *testing.T) {
 	b := newBench(t, hello)
 	b.cfg.Hooks.SecretFile = filepath.Join(b.dir, "hook")
 	must(t, os.WriteFile(b.cfg.Hooks.SecretFile, []byte(hookSecret+"\n"), 0o600))
 	repo, key := b.policyRepository(t)
-	first := b.policy.Status().Commit
-	if w := b.ask("GET", "/example.com/hello/@v/v1.0.0.mod", b.bearer()); w.Code != 200 || w.Header().Get("Headgate-Revision") != first {
-		t.Fatalf("before the push: %d under %q, want 200 under %s: %s", w.Code, w.Header().Get("Headgate-Revision"), first, w.Body)
+	revisions := map[string]int{b.policy.Status().Commit: 200}
+	if w := b.ask("GET", "/example.com/hello/@v/v1.0.0.mod", b.bearer()); w.Code != 200 || revisions[w.Header().Get("Headgate-Revision")] != 200 {
+		t.Fatalf("before the push: %d under %q, want 200 under the first commit: %s", w.Code, w.Header().Get("Headgate-Revision"), w.Body)
 	}
-	perSecond, pushes, clients := 200, 1, 4
+	pushes, apart, l := 1, time.Duration(0), newLoad(t, b, 200, 4)
 	if os.Getenv("SOAK") != "" {
-		perSecond, pushes, clients = 5000, 3, 256
+		pushes, apart, l = 10, time.Second, newLoad(t, b, 5500, 64)
 	}
-	var answers sync.Map // revision to the one status that it gives
-	var asked, failed atomic.Int64
-	var wg sync.WaitGroup
-	start := time.Now()
-	stop := make(chan struct{})
-	end := sync.OnceFunc(func() { close(stop) })
-	defer wg.Wait()
-	defer end()
-	for range clients {
-		wg.Go(func() {
-			pace := time.NewTicker(time.Duration(clients) * time.Second / time.Duration(perSecond))
-			defer pace.Stop()
-			for {
-				select {
-				case <-stop:
-					return
-				case <-pace.C:
-				}
-				w := b.ask("GET", "/example.com/hello/@v/v1.0.0.mod", b.bearer())
-				asked.Add(1)
-				status, known := answers.LoadOrStore(w.Header().Get("Headgate-Revision"), w.Code)
-				if w.Code != 200 && w.Code != 403 || known && status != w.Code {
-					failed.Add(1)
-				}
-			}
-		})
-	}
-	revisions := map[string]int{first: 200}
+	l.one()
+	l.begin(t)
 	for i := range pushes {
 		profile, status := "none", 403
 		if i%2 == 1 {
 			profile, status = "standard", 200
 		}
+		<-time.After(apart)
 		id := repo.Commit(gittest.Commit{Files: policyFiles(profile), Key: key})
 		revisions[id] = status
-		took := b.announce(t, id)
-		t.Logf("push %d was active %v after its webhook", i+1, took)
+		t.Logf("push %d was active %v after its webhook", i+1, b.announce(t, id))
+		l.one() // so that each revision answers, however slow the others are
 	}
-	time.AfterFunc(100*time.Millisecond, end) // some answers under the last one
-	wg.Wait()
-	t.Logf("%d requests, %.0f a second", asked.Load(), float64(asked.Load())/time.Since(start).Seconds())
-	if failed.Load() > 0 {
-		t.Errorf("%d of %d requests were lost, or had an answer that is not that of their revision", failed.Load(), asked.Load())
+	l.end()
+	t.Logf("%d requests, %.0f a second", l.asked.Load(), float64(l.asked.Load())/l.took.Seconds())
+	if n := l.failed.Load(); n > 0 {
+		t.Errorf("%d of %d requests were lost, or had an answer that is not that of their revision; the last: %v", n, l.asked.Load(), l.last.Load())
 	}
-	answers.Range(func(revision, status any) bool {
+	l.answers.Range(func(revision, status any) bool {
 		if revisions[revision.(string)] != status {
 			t.Errorf("revision %v answered %v, want %d", revision, status, revisions[revision.(string)])
 		}
@@ -122,6 +97,80 @@ func TestP28PushUnderLoad(t *testing.T) {
 	})
 	if len(revisions) > 0 {
 		t.Errorf("no answers came from %v", revisions)
+	}
+}
+
+// A load asks for one file again and again over TLS: each request is due at a time of its own, whatever became of those
+// before it.
+type load struct {
+	ask                func() (status int, revision string, err error)
+	perSecond, clients int
+	answers            sync.Map // revision to the one status that it gives
+	asked, failed, due atomic.Int64
+	last               atomic.Value
+	wg                 sync.WaitGroup
+	stop               chan struct{}
+	start              time.Time
+	took               time.Duration
+	end                func() // waits for the clients
+}
+
+func newLoad(t *testing.T, b *bench, perSecond, clients int) *load {
+	t.Helper()
+	server := httptest.NewTLSServer(b.public)
+	t.Cleanup(server.Close)
+	transport := server.Client().Transport.(*http.Transport)
+	transport.MaxIdleConnsPerHost = clients
+	return &load{perSecond: perSecond, clients: clients, stop: make(chan struct{}), ask: func() (int, string, error) {
+		r, err := http.NewRequest(http.MethodGet, server.URL+"/example.com/hello/@v/v1.0.0.mod", nil)
+		if err != nil {
+			return 0, "", err
+		}
+		r.Host = "localhost:8443"
+		r.Header.Set("Authorization", "Bearer "+b.token)
+		resp, err := server.Client().Do(r)
+		if err != nil {
+			return 0, "", err
+		}
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		return resp.StatusCode, resp.Header.Get("Headgate-Revision"), err
+	}}
+}
+
+// begin starts the clients; they end with the test, if not before.
+func (l *load) begin(t *testing.T) {
+	t.Helper()
+	l.start = time.Now()
+	l.end = sync.OnceFunc(func() {
+		l.took = time.Since(l.start)
+		close(l.stop)
+		l.wg.Wait()
+	})
+	t.Cleanup(l.end)
+	for range l.clients {
+		l.wg.Go(func() {
+			for {
+				due := l.start.Add(time.Duration(l.due.Add(1)) * time.Second / time.Duration(l.perSecond))
+				select {
+				case <-l.stop:
+					return
+				case <-time.After(time.Until(due)):
+				}
+				l.one()
+			}
+		})
+	}
+}
+
+// one asks once and holds the answer to those before it.
+func (l *load) one() {
+	status, revision, err := l.ask()
+	l.asked.Add(1)
+	before, known := l.answers.LoadOrStore(revision, status)
+	if err != nil || status != 200 && status != 403 || known && before != status {
+		l.failed.Add(1)
+		l.last.Store(fmt.Sprint(status, " ", revision, " ", err))
 	}
 }
 

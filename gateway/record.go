@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/gateway/mirror"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
 )
@@ -57,6 +58,10 @@ func noteDecision(rec *audit.Record, d policy.Decision) {
 		}
 		r.Labels[k] = v
 	}
+	if d.Eval.Entry == "" { // a lock, of which no policy knows
+		return
+	}
+	rec.Eval.Effects = append(rec.Eval.Effects, string(d.Effect))
 	rec.Eval.Cached = d.Eval.Cached && (rec.Eval.Cached || len(rec.Eval.Entry) == 0)
 	rec.Eval.Entry = append(rec.Eval.Entry, d.Eval.Entry)
 	rec.Eval.NS += d.Eval.NS
@@ -108,4 +113,28 @@ func noteWithheld(rec *audit.Record, decisions []policy.Decision) {
 			}
 		}
 	}
+}
+
+// noteAsker names who asked, and when, in full.
+func (x *exchange) noteAsker(in *policy.Input) {
+	x.rec.Eval.Asker = x.s.snapshot(x.s.snapshots.Asker(x.s.audit.Rotations(), in))
+	if in.Resource.Visibility == string(mirror.Unknown) {
+		x.rec.Eval.Visibility = in.Resource.Visibility
+	}
+}
+
+// noteResource names the version that was judged, with all that was known of it.
+func (x *exchange) noteResource(r *policy.Resource) {
+	x.rec.Eval.Resource = x.s.snapshot(x.s.snapshots.Resource(x.s.audit.Rotations(), r))
+}
+
+// snapshot writes a snapshot before the decision that names it, if this segment of the log has it not.
+func (s *Server) snapshot(n policy.Snapshot) string {
+	if n.Body != nil {
+		rec := audit.Begin("")
+		rec.Kind, rec.Control = audit.KindControl, audit.Control{What: audit.ControlSnapshot, ID: n.ID}
+		rec.Input, rec.InputKnown = n.Body, true
+		s.audit.Note(rec)
+	}
+	return n.ID
 }

@@ -187,10 +187,12 @@ func (s *Server) watchCertificate(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			s.refusals.flush(time.Now(), true)
+			s.often.flush(time.Now(), true)
 			return
 		case <-ticker.C:
 		}
 		s.refusals.flush(time.Now(), false)
+		s.often.flush(time.Now(), false)
 		if s.ownCertificate() {
 			if err := ensureLocalCA(filepath.Join(s.cfg.State, "ca"), s.cfg.names()); err != nil {
 				s.log.LogAttrs(ctx, slog.LevelError, "certificate not renewed", slog.Any("err", err))
@@ -220,7 +222,7 @@ func (l *serverLog) Write(line []byte) (int, error) {
 	level := slog.LevelWarn
 	if _, reason, ok := strings.Cut(text, "TLS handshake error from "); ok {
 		level = slog.LevelDebug
-		l.s.refusals.note(l.listener, reason, time.Now())
+		l.s.refusals.handshake(l.listener, reason, time.Now())
 		l.s.metrics.handshakes.WithLabelValues(l.listener, handshakeReason(reason)).Inc()
 	}
 	l.s.log.LogAttrs(context.Background(), level, "http server", slog.String("listener", l.listener), slog.String("text", text))

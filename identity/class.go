@@ -28,6 +28,7 @@ const (
 	ActionContent  = "content"  // zip
 	ActionMint     = "mint"     // tokens for oneself, narrower and no longer
 	ActionAdmin    = "admin"    // the administration API
+	ActionAudit    = "audit"    // reading the audit log, which administrators may not by themselves
 )
 
 // moduleActions are what a module request can be.
@@ -42,7 +43,7 @@ func (c Class) actions() []string {
 	case ClassCI, ClassAgent:
 		return moduleActions
 	case ClassAdmin:
-		return []string{ActionAdmin}
+		return []string{ActionAdmin, ActionAudit}
 	}
 	return nil
 }

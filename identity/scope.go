@@ -19,7 +19,7 @@ type Scope struct {
 	// Modules are patterns in the syntax of GOPRIVATE: each matches a path that it
 	// equals element by element, and every path below that. "*" is every path.
 	Modules []string `json:"modules,omitempty"`
-	// Actions are action classes: discover, metadata, content, mint, admin.
+	// Actions are action classes: discover, metadata, content, mint, admin, audit.
 	Actions []string `json:"actions,omitempty"`
 }
 
@@ -27,7 +27,7 @@ func (s Scope) allows(target, action string) bool {
 	if !slices.Contains(s.Actions, action) {
 		return false
 	}
-	if action == ActionAdmin || action == ActionMint {
+	if action == ActionAdmin || action == ActionAudit || action == ActionMint {
 		return true
 	}
 	if target == "" {
@@ -74,7 +74,7 @@ func (s Scope) canonical() (Scope, error) {
 			return Scope{}, fmt.Errorf("reading module pattern %q: %w", p, err)
 		}
 	}
-	known := append(slices.Clone(moduleActions), ActionMint, ActionAdmin)
+	known := append(slices.Clone(moduleActions), ActionMint, ActionAdmin, ActionAudit)
 	for _, a := range out.Actions {
 		if !slices.Contains(known, a) {
 			return Scope{}, fmt.Errorf("reading action class %q: want one of %s", a, strings.Join(known, " "))

@@ -110,8 +110,11 @@ func minted(by Principal, t *Token) *Error {
 	switch {
 	case by.Allows("", ActionAdmin):
 		if t.Class == ClassAdmin {
-			// Else one administrator's token could make the next for ever.
+			// Else one administrator's token could make the next for ever, or one that does more.
 			t.Parent, t.Subject = by.Credential.ID, by.Subject
+			if !t.Scope.within(by.Scope) {
+				return refuse(ScopeExceeded, "drafting token: wider than the credential that asks")
+			}
 		}
 		return nil
 	case !by.Allows("", ActionMint):

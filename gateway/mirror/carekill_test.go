@@ -86,7 +86,7 @@ func careBench(t *testing.T, dir string, up *mirrortest.Server) *bench {
 func careAndDie(t *testing.T, dir, key, source, what string, step int) (killed bool) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChildCares$")
-	cmd.Env = append(os.Environ(), "CARE_DIR="+dir, "CARE_KEY="+key, "CARE_SOURCE="+source, "CARE_WHAT="+what, "CARE_STEP="+strconv.Itoa(step))
+	cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir(), "CARE_DIR="+dir, "CARE_KEY="+key, "CARE_SOURCE="+source, "CARE_WHAT="+what, "CARE_STEP="+strconv.Itoa(step))
 	out, err := cmd.CombinedOutput()
 	killed = strings.Contains(fmt.Sprint(err), "killed")
 	if err != nil && !killed {

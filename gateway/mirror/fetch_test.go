@@ -337,7 +337,7 @@ func TestStoreIsAFileProxy(t *testing.T) {
 			b.must(t, p+ext)
 		}
 	}
-	home := t.TempDir()
+	home := mirrortest.Home(t)
 	for _, query := range []string{"example.com/m@latest", "example.com/Up/M@v0.1.0"} {
 		cmd := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", query)
 		cmd.Dir = home

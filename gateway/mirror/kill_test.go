@@ -73,7 +73,7 @@ func visibleFiles(t *testing.T, dir, path string) (names []string) {
 	if !slices.Contains(names, "v1.0.0.zip") || !slices.Contains(names, "v1.0.0.info") {
 		return names
 	}
-	cache := t.TempDir()
+	cache := mirrortest.Home(t)
 	cmd := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", path+"@v1.0.0")
 	cmd.Dir = cache
 	cmd.Env = []string{

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/module"
@@ -104,14 +105,10 @@ func linked(prefix string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// Bomb is a small zip of n files of size zeros each.
+// Bomb is a small zip of n files of size zeros each, a multiple of 1 MiB.
 func Bomb(prefix string, n int, size int64) ([]byte, error) {
-	var packed bytes.Buffer
-	w, err := flate.NewWriter(&packed, flate.BestSpeed)
-	if err == nil {
-		_, err = io.CopyN(w, zeros{}, size)
-	}
-	if err := errors.Join(err, w.Close()); err != nil {
+	packed, err := deflatedZeros(size)
+	if err != nil {
 		return nil, err
 	}
 	var b bytes.Buffer
@@ -119,10 +116,10 @@ func Bomb(prefix string, n int, size int64) ([]byte, error) {
 	for i := range n {
 		f, err := z.CreateRaw(&zip.FileHeader{
 			Name: fmt.Sprintf("%sf%d", prefix, i), Method: zip.Deflate,
-			UncompressedSize64: uint64(size), CompressedSize64: uint64(packed.Len()),
+			UncompressedSize64: uint64(size), CompressedSize64: uint64(len(packed)),
 		})
 		if err == nil {
-			_, err = f.Write(packed.Bytes())
+			_, err = f.Write(packed)
 		}
 		if err != nil {
 			return nil, err
@@ -130,6 +127,22 @@ func Bomb(prefix string, n int, size int64) ([]byte, error) {
 	}
 	err = z.Close()
 	return b.Bytes(), err
+}
+
+// deflatedZeros packs zeros, whole MiB of them: one MiB, repeated, since blocks that were flushed can follow each other.
+func deflatedZeros(size int64) ([]byte, error) {
+	var packed bytes.Buffer
+	w, err := flate.NewWriter(&packed, flate.BestSpeed)
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.Write(make([]byte, 1<<20))
+	err = errors.Join(err, w.Flush())
+	flushed := packed.Len()
+	if err := errors.Join(err, w.Close()); err != nil {
+		return nil, err
+	}
+	return slices.Concat(bytes.Repeat(packed.Bytes()[:flushed], int(size>>20)), packed.Bytes()[flushed:]), nil
 }
 
 // lying declares 10 bytes for a file of 600 MB.

@@ -240,7 +240,7 @@ func uploadAndDie(t *testing.T, server, name, when string, deadly int) (killed b
 		return nil
 	})
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChildUploads$")
-	cmd.Env = append(os.Environ(), "STORE_UPLOAD="+location, "STORE_NAME="+name)
+	cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir(), "STORE_UPLOAD="+location, "STORE_NAME="+name)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {

@@ -23,7 +23,7 @@ func (suite Suite) twoGateways(t *testing.T, a, b *store.Store) {
 		if os.Getenv("SOAK") != "" {
 			n = r.soak
 		}
-		t.Run(r.what, func(t *testing.T) {
+		t.Run("A55 "+r.what, func(t *testing.T) {
 			began := time.Now()
 			gateways := [2]*store.Store{a, b}
 			var drafts [2]*store.Draft

@@ -2,10 +2,11 @@ package vcstest
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 )
 
@@ -49,30 +50,29 @@ func (r *Repo) Git(input string, args ...string) (string, error) {
 // and gives its hash. A content "-> target" makes a symbolic link, "@ hash" a submodule.
 func (r *Repo) Commit(branch string, files map[string]string, tags ...string) (string, error) {
 	r.marks++
-	var b strings.Builder
+	var blobs, b strings.Builder
 	when := fmt.Sprintf("Test <test@corp.example> %d +0000", 1_700_000_000+1000*r.marks)
 	fmt.Fprintf(&b, "commit refs/heads/%s\ncommitter %s\ndata 1\nx\n", branch, when)
 	if parent, err := r.Git("", "rev-parse", "--verify", "--quiet", "refs/heads/"+branch); err == nil {
 		fmt.Fprintf(&b, "from %s\ndeleteall\n", parent)
 	}
-	names := make([]string, 0, len(files))
-	for name := range files {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
-		data := files[name]
-		if target, ok := strings.CutPrefix(data, "-> "); ok {
-			fmt.Fprintf(&b, "M 120000 inline %s\ndata %d\n%s\n", name, len(target), target)
-			continue
-		}
+	marks := map[string]int{} // of contents, each of which is sent once
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data, mode := files[name], 100644
 		if hash, ok := strings.CutPrefix(data, "@ "); ok {
 			fmt.Fprintf(&b, "M 160000 %s %s\n", hash, name)
 			continue
 		}
-		fmt.Fprintf(&b, "M 100644 inline %s\ndata %d\n%s\n", name, len(data), data)
+		if target, ok := strings.CutPrefix(data, "-> "); ok {
+			data, mode = target, 120000
+		}
+		if marks[data] == 0 {
+			marks[data] = len(marks) + 1
+			fmt.Fprintf(&blobs, "blob\nmark :%d\ndata %d\n%s\n", marks[data], len(data), data)
+		}
+		fmt.Fprintf(&b, "M %d :%d %s\n", mode, marks[data], name)
 	}
-	if _, err := r.Git(b.String()+"\ndone\n", "fast-import", "--quiet", "--done", "--force"); err != nil {
+	if _, err := r.Git(blobs.String()+b.String()+"\ndone\n", "fast-import", "--quiet", "--done", "--force"); err != nil {
 		return "", err
 	}
 	hash, err := r.Git("", "rev-parse", "refs/heads/"+branch)

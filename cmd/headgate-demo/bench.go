@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -70,7 +69,7 @@ func bench(ctx context.Context, dir string, t *teller) (err error) {
 	fmt.Fprintf(t.out, "\n| Process | headgate |\n|---|---|\n| first start with defaults until ready (makes keys and CA) | %d ms |\n| next start until ready | %d ms |\n",
 		b.first.Milliseconds(), b.again.Milliseconds())
 	fmt.Fprintf(t.out, "| idle RSS with defaults | %.0f MB |\n| most RSS under the loads above | %.0f MB |\n", b.idle, busy)
-	return nil
+	return b.decisions(ctx)
 }
 
 // open starts upstream, gateway and floor, and fills the gateway's store.
@@ -142,6 +141,12 @@ func (b *benchmark) serveUpstream() (address string, err error) {
 	if err = errors.Join(err, b.upstream.AddBig(middle.Path, middle.Version, 100_000), b.upstream.AddBig(large.Path, large.Version, 5_000_000)); err != nil {
 		return "", err
 	}
+	for i := range manyVersions {
+		m := manyVersion(i)
+		if err := b.upstream.Add(mirrortest.Module{Version: m, Files: map[string][]byte{"go.mod": []byte("module " + m.Path + "\n")}}); err != nil {
+			return "", err
+		}
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("listening for the upstream: %w", err)
@@ -188,31 +193,6 @@ func (b *benchmark) startGateway(ctx context.Context) (token string, err error) 
 		return "", fmt.Errorf("making a token: %w: %s", err, out)
 	}
 	return strings.TrimSpace(out), nil
-}
-
-// writeLargePolicy makes a folder policy in dir, of the size of a large company's.
-func writeLargePolicy(dir string) error {
-	var teams, rules strings.Builder
-	teams.WriteString("teams:\n  everyone: {profile: standard, public: true}\n")
-	for i := range benchTeams {
-		fmt.Fprintf(&teams, "  t%03d: {profile: standard, groups: [g%03d], deny: [denied.test/p%03d]}\n", i, i, i)
-	}
-	rules.WriteString("profiles: [open, standard, strict]\ntoolchains: [{versions: \">=1.21.0\"}]\nrules:\n")
-	for i := range benchRules {
-		fmt.Fprintf(&rules, "  - {id: r%05d, code: RULE, match: {prefix: [ruled.test/p%05d]}, effect: deny, remedy: none}\n", i, i)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "policy", "config"), 0o700); err != nil {
-		return fmt.Errorf("making the policy folder: %w", err)
-	}
-	for name, text := range map[string]string{
-		"bundle.yaml": "name: bench\nlibrary: default\nowners: [platform]\n", "config/teams.yaml": teams.String(),
-		"config/rules.yaml": rules.String(), "config/waivers.yaml": "waivers: []\n",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, "policy", name), []byte(text), 0o600); err != nil {
-			return fmt.Errorf("writing the policy: %w", err)
-		}
-	}
-	return nil
 }
 
 // small prints the rows of .info, .mod and list.

@@ -61,6 +61,25 @@ func TestSumMetric(t *testing.T) {
 	}
 }
 
+func TestPolicySpeed(t *testing.T) {
+	var speed policySpeed
+	const printed = `{"revision":"r","activate_ns":5000000,"heap_bytes":2097152,"list_cold_ns":60000000,"list_warm_ns":1000000,` +
+		`"rows":[{"entry":"access","cached":true,"p50_ns":100,"p99_ns":1000,"allocs":0},{"entry":"release","cached":false,"p50_ns":50000,"p99_ns":500000,"allocs":7}]}`
+	if err := json.Unmarshal([]byte(printed), &speed); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	speed.print(&teller{out: &out})
+	for _, want := range []string{
+		"| B10 access, out of the cache | 0.10 µs | 1.00 µs | 0 |", "| B10 release, evaluated | 50.00 µs | 500.00 µs | 7 |",
+		"2000 versions judged: cold · warm | 60.00 ms · 1.00 ms |", "| 5 ms · 2 MB |",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the table lacks %q:\n%s", want, &out)
+		}
+	}
+}
+
 func TestParseStat(t *testing.T) {
 	const stat = "42 (a name) with) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 9 9 20 0 5 0 1 2 3"
 	if got, err := parseStat(stat); err != nil || got != 3*time.Second {

@@ -183,6 +183,20 @@ func (g *gate) upstreamRequests(ctx context.Context) (int, error) {
 	return sumMetric(got.body, "headgate_upstream_requests_total", `result="breaker_open"`)
 }
 
+// decisions is the gateway's own count of the answers of policy, and of those that came out of the cache.
+func (g *gate) decisions(ctx context.Context) (all, cached int, err error) {
+	got, err := get(ctx, http.DefaultClient, "http://"+g.operations+"/metrics", "")
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the gateway's metrics: %w", err)
+	}
+	const name, evaluated = "headgate_policy_decisions_total", `cached="false"`
+	if cached, err = sumMetric(got.body, name, evaluated); err != nil {
+		return 0, 0, err
+	}
+	all, err = sumMetric(got.body, name, "\x00") // no label holds it
+	return all, cached, err
+}
+
 // sumMetric adds up the series of a metric, without those whose labels hold the text except: an open breaker counts a
 // request that was never sent.
 func sumMetric(text, name, except string) (int, error) {

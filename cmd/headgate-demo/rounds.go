@@ -111,7 +111,12 @@ func (d *downloads) counted(ctx context.Context) error {
 	d.t.say("straight:                  %s", straight)
 	d.t.say("through the gateway, cold: %s", cold)
 	part := float64(cold.bytes) / float64(straight.bytes)
-	err := errors.Join(
+	all, cached, err := d.gate.decisions(ctx)
+	if err != nil {
+		return err
+	}
+	d.t.say("policy:                    %d answers to a cold and a warm download, %.1f %% of them out of the cache", all, 100*float64(cached)/float64(max(all, 1)))
+	err = errors.Join(
 		d.t.claims(cold.zip == d.modules && part <= 1.02, "each zip was fetched once, and the bytes of modules are %.3f of straight (target 1.02)", part),
 		d.t.claims(warm.all == 0, "warm, the archive was asked for nothing: %s", warm.tally),
 		d.fresh(ctx, d.fromArchive()))

@@ -204,6 +204,7 @@ func (m *machine) startAgent(flags ...string) (string, *exec.Cmd) {
 // The agent on a device, with the real go command: a token that ends in the middle of go mod download is renewed, what is
 // under way when the agent is stopped is finished, and strangers leave no trace at the gateway.
 func TestAgentEndToEnd(t *testing.T) {
+	t.Parallel()
 	up := mirrortest.Start(t, companyModules...)
 	var m *machine
 	var once sync.Once

@@ -17,7 +17,10 @@ const root = "github.com/headgate/headgate/"
 // imports is the whole import table of the shipped code: a package imports its own children; gateway also imports
 // identity, policy and audit; cmd wires. A new edge is a change here and in README.md.
 var imports = map[string][]string{
-	"audit":                          {},
+	"audit":                          {"audit/schema", "audit/sinks"},
+	"audit/schema":                   {},
+	"audit/sinks":                    {},
+	"audit/sinks/sinkstest":          {},
 	"identity":                       {},
 	"identity/identitytest":          {},
 	"deploy":                         {},
@@ -36,7 +39,7 @@ var imports = map[string][]string{
 	"gateway/mirror/upstream":        {},
 	"gateway/mirror/vcs":             {},
 	"gateway/mirror/vcs/vcstest":     {},
-	"cmd/headgate":                   {"audit", "gateway", "gateway/feeds", "gateway/mirror", "identity", "policies", "policy"},
+	"cmd/headgate":                   {"audit", "audit/schema", "audit/sinks", "gateway", "gateway/feeds", "gateway/mirror", "gateway/mirror/store", "identity", "policies", "policy"},
 	"cmd/headgate/statetest":         {},
 	"cmd/headgate-demo":              {"gateway/mirror/mirrortest", "identity/identitytest"},
 }

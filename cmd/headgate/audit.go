@@ -18,7 +18,7 @@ import (
 func auditCommand(file *string) *cobra.Command {
 	return group("audit", "read, ask and verify the audit log",
 		"  headgate audit who example.com/m@v1.2.3\n  headgate audit verify\n  headgate audit tail -f",
-		auditWhoCommand(file), auditSearchCommand(file), auditProveCommand(file), auditVerifyCommand(file), auditTailCommand(file))
+		auditWhoCommand(file), auditSearchCommand(file), auditProveCommand(file), auditVerifyCommand(file), auditTailCommand(file), auditExportCommand(file))
 }
 
 // auditDir is the folder of the log: the one that --dir names, else the configuration's.
@@ -41,7 +41,8 @@ func auditVerifyCommand(file *string) *cobra.Command {
 signatures of its checkpoints. The first thing that does not fit is named by record or checkpoint.
 
 What lies in the log's own folder proves only that the log fits together: whoever owns the machine can make all of it anew. --keys takes
-a key list, and --checkpoint signed checkpoints of the newest epoch, that were kept elsewhere: each must be met. --from believes the leaf
+a key list, and --checkpoint signed checkpoints of the newest epoch, that were kept elsewhere: each must be met, and with --published the
+newest checkpoint at each place of audit.publish, too. --from believes the leaf
 hashes of sealed segments before that record, held against the signed checkpoint, and reads the records from there on.
 
 Exit codes: 0 good, 1 could not be done, 2 wrong use, 10 altered record, 11 segment missing, 12 shorter than a
@@ -55,6 +56,7 @@ checkpoint, 13 torn tail only, 14 key unknown or outside its window, 15 checkpoi
 	cmd.Flags().StringVar(&v.dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
 	cmd.Flags().StringVar(&v.keys, "keys", "", "`FILE` with the key list to trust (default: the log's own)")
 	cmd.Flags().StringArrayVar(&v.checkpoints, "checkpoint", nil, "`FILE` with a signed checkpoint that was kept; may be given more than once")
+	cmd.Flags().BoolVar(&v.published, "published", false, "meet the newest checkpoint that was published to each place of the configuration's audit.publish")
 	cmd.Flags().Int64Var(&v.from, "from", 0, "first record `SEQ` of the newest epoch whose segment is read")
 	cmd.Flags().BoolVar(&v.asJSON, "json", false, "print the report as JSON")
 	return cmd
@@ -65,6 +67,7 @@ type verifier struct {
 	dir, keys   string
 	checkpoints []string
 	from        int64
+	published   bool
 	asJSON      bool
 }
 
@@ -92,6 +95,13 @@ func (v *verifier) verify(cmd *cobra.Command, file *string) error {
 		options.Checkpoints = append(options.Checkpoints, string(b))
 	}
 	start := time.Now()
+	if v.published {
+		published, err := publishedCheckpoints(cmd.Context(), *file, dir)
+		if err != nil {
+			return err
+		}
+		options.Checkpoints = append(options.Checkpoints, published...)
+	}
 	report, err := audit.Verify(cmd.Context(), dir, options)
 	if v.asJSON {
 		if jerr := json.NewEncoder(cmd.OutOrStdout()).Encode(verdictOf(report, err)); jerr != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,12 +15,13 @@ import (
 
 // A prover is the flags of audit prove.
 type prover struct {
-	dir, check, keys, since string
-	asJSON                  bool
+	source             auditSource
+	check, keys, since string
+	asJSON             bool
 }
 
 func auditProveCommand(file *string) *cobra.Command {
-	var p prover
+	p := prover{source: auditSource{remote: remote{config: file}}}
 	cmd := &cobra.Command{
 		Use: "prove {SEQ | EPOCH-SEQ | EVENT-ID}", Short: "prove that a record stands in the log, and check such proofs",
 		Long: `prove prints a proof that one record stands in the log: the record, its place, and the hashes that lead to a signed checkpoint,
@@ -41,12 +41,12 @@ checkpoint, 14 key unknown or outside its window, 15 the log was rewritten since
 				return &useError{errors.New("want a record, --since or --check; see headgate audit prove --help")}
 			}
 			if p.check != "" {
-				return p.checkFile(cmd, file)
+				return p.checkFile(cmd)
 			}
-			return p.prove(cmd, file, args)
+			return p.prove(cmd, args)
 		},
 	}
-	cmd.Flags().StringVar(&p.dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
+	p.source.flags(cmd)
 	cmd.Flags().StringVar(&p.check, "check", "", "check the proof in `FILE`")
 	cmd.Flags().StringVar(&p.keys, "keys", "", "`FILE` with the key list to trust, for --check (default: the log's own)")
 	cmd.Flags().StringVar(&p.since, "since", "", "`FILE` with a checkpoint that was kept")
@@ -55,27 +55,20 @@ checkpoint, 14 key unknown or outside its window, 15 the log was rewritten since
 }
 
 // prove prints a proof.
-func (p *prover) prove(cmd *cobra.Command, file *string, args []string) error {
-	dir, err := auditDir(file, p.dir)
+func (p *prover) prove(cmd *cobra.Command, args []string) error {
+	log, err := p.source.open()
 	if err != nil {
 		return err
 	}
-	a := audit.NewArchive(dir)
 	var text []byte
 	if len(args) == 0 {
 		since, rerr := readProof(cmd, p.since)
 		if rerr != nil {
 			return rerr
 		}
-		text, err = a.ProveSince(since)
+		text, err = log.ProveSince(cmd.Context(), since)
 	} else {
-		var at audit.Position
-		if at, err = findRecord(cmd, a, args[0]); err == nil {
-			text, err = a.Prove(cmd.Context(), at)
-		}
-	}
-	if errors.Is(err, os.ErrNotExist) {
-		return &noError{err}
+		text, err = log.Prove(cmd.Context(), args[0])
 	}
 	if err != nil {
 		return err
@@ -84,28 +77,13 @@ func (p *prover) prove(cmd *cobra.Command, file *string, args []string) error {
 	return err
 }
 
-// findRecord reads a number, a place or an event id.
-func findRecord(cmd *cobra.Command, a *audit.Archive, word string) (audit.Position, error) {
-	if at, err := audit.ParsePosition(word); err == nil {
-		return at, nil
-	}
-	if seq, err := strconv.ParseInt(word, 10, 64); err == nil && seq >= 0 {
-		epoch, err := a.Newest()
-		return audit.Position{Epoch: epoch, Seq: seq}, err
-	}
-	if err := (audit.SearchQuery{EventID: word}).Validate(); err != nil {
-		return audit.Position{}, &useError{err}
-	}
-	return a.Find(cmd.Context(), word)
-}
-
 // checkFile checks a proof.
-func (p *prover) checkFile(cmd *cobra.Command, file *string) error {
+func (p *prover) checkFile(cmd *cobra.Command) error {
 	text, err := readProof(cmd, p.check)
 	if err != nil {
 		return err
 	}
-	keys, err := p.trusted(file)
+	keys, err := p.trusted()
 	if err != nil {
 		return err
 	}
@@ -129,7 +107,7 @@ func (p *prover) checkFile(cmd *cobra.Command, file *string) error {
 }
 
 // trusted returns the keys that a proof is checked with.
-func (p *prover) trusted(file *string) (string, error) {
+func (p *prover) trusted() (string, error) {
 	if p.keys != "" {
 		b, err := os.ReadFile(p.keys)
 		if err != nil {
@@ -137,7 +115,10 @@ func (p *prover) trusted(file *string) (string, error) {
 		}
 		return string(b), nil
 	}
-	dir, err := auditDir(file, p.dir)
+	if p.source.remote.url != "" {
+		return "", &useError{errors.New("--check with --url needs --keys: a gateway's own word proves nothing about it")}
+	}
+	dir, err := auditDir(p.source.remote.config, p.source.dir)
 	if err != nil {
 		return "", err
 	}

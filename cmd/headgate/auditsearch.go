@@ -17,7 +17,7 @@ type searchFlags struct {
 }
 
 func auditSearchCommand(file *string) *cobra.Command {
-	var dir string
+	source := auditSource{remote: remote{config: file}}
 	var f searchFlags
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -33,12 +33,12 @@ Exit codes: 0 something was found, 1 could not be done, 2 wrong use, 3 nothing f
 			if err := f.parse(time.Now()); err != nil {
 				return &useError{err}
 			}
-			dir, err := auditDir(file, dir)
+			log, err := source.open()
 			if err != nil {
 				return err
 			}
 			start, out := time.Now(), cmd.OutOrStdout()
-			end, err := audit.NewArchive(dir).Search(cmd.Context(), f.query, func(p audit.Position, e audit.Entry) error {
+			end, err := log.Search(cmd.Context(), f.query, func(p audit.Position, e audit.Entry) error {
 				if asJSON {
 					return json.NewEncoder(out).Encode(map[string]any{"at": p.String(), "record": e.Raw})
 				}
@@ -55,7 +55,7 @@ Exit codes: 0 something was found, 1 could not be done, 2 wrong use, 3 nothing f
 		},
 	}
 	f.flags(cmd)
-	cmd.Flags().StringVar(&dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
+	source.flags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print each record as it stands in the log, with its place")
 	return cmd
 }

@@ -22,7 +22,7 @@ func (e *partialError) Error() string {
 }
 
 func auditWhoCommand(file *string) *cobra.Command {
-	var dir string
+	source := auditSource{remote: remote{config: file}}
 	var q audit.WhoQuery
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -34,8 +34,9 @@ An index that does not fit its segment is made anew from the records. --verify b
 records, and checks each against the tree and its signed checkpoint.
 
 Exit codes: 0 somebody did, 1 could not be done, 2 wrong use, 3 nobody, 4 answer incomplete, 10 to 15 as audit verify.`,
-		Example: "  headgate audit who example.com/m@v1.2.3 --delivered\n  headgate audit who example.com/m --json | jq -r '.fetches[].subject'",
-		Args:    arguments(cobra.ExactArgs(1)),
+		Example: "  headgate audit who example.com/m@v1.2.3 --delivered\n  headgate audit who example.com/m --json | jq -r '.fetches[].subject'\n" +
+			"  headgate audit who example.com/m --url https://go.corp.example --token-file auditor.token",
+		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if q.Delivered && q.Refused {
 				return &useError{errors.New("--delivered and --refused exclude one another")}
@@ -44,12 +45,12 @@ Exit codes: 0 somebody did, 1 could not be done, 2 wrong use, 3 nobody, 4 answer
 			if q.Module == "" || strings.HasSuffix(args[0], "@") {
 				return &useError{fmt.Errorf("%q is not PATH or PATH@VERSION", args[0])}
 			}
-			dir, err := auditDir(file, dir)
+			log, err := source.open()
 			if err != nil {
 				return err
 			}
 			start := time.Now()
-			answer, err := audit.NewArchive(dir).Who(cmd.Context(), q)
+			answer, err := log.Who(cmd.Context(), q)
 			if err != nil {
 				return err
 			}
@@ -65,7 +66,7 @@ Exit codes: 0 somebody did, 1 could not be done, 2 wrong use, 3 nobody, 4 answer
 			return verdictOn(len(answer.Fetches), "nobody in the log asked for "+args[0], answer.Covered)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "audit `FOLDER` (default: the configuration's)")
+	source.flags(cmd)
 	cmd.Flags().BoolVar(&q.Delivered, "delivered", false, "only who got the code: a zip, allowed and not broken off")
 	cmd.Flags().BoolVar(&q.Refused, "refused", false, "only refusals and failures")
 	cmd.Flags().BoolVar(&q.Verify, "verify", false, "read the records and check each against the tree")
@@ -87,6 +88,9 @@ func verdictOn(found int, nothing string, c audit.Coverage) error {
 // printCovered says what the answer rests on.
 func printCovered(w io.Writer, c audit.Coverage, took time.Duration) {
 	fmt.Fprintf(w, "%d records in %d segments", c.Records, c.Segments)
+	if c.Expired > 0 {
+		fmt.Fprintf(w, ", %d records are past their retention", c.Expired)
+	}
 	if c.Rebuilt > 0 {
 		fmt.Fprintf(w, ", %d indexes made anew", c.Rebuilt)
 	}

@@ -47,6 +47,16 @@ Exit codes: 0 nothing is refused (warnings do not count), 1 it could not be foun
 		},
 	}
 	f := cmd.Flags()
+	q.asks(cmd)
+	f.BoolVar(&q.asJSON, "json", false, "print JSON")
+	f.StringVar(&q.sarif, "sarif", "", "write SARIF 2.1.0 to `FILE`; - is the standard output")
+	f.StringVar(&q.junit, "junit", "", "write JUnit XML to `FILE`; - is the standard output")
+	return cmd
+}
+
+// asks adds the flags that say who is asked, and as whom.
+func (q *checkRun) asks(cmd *cobra.Command) {
+	f := cmd.Flags()
 	f.StringVar(&q.url, "url", "", "`URL` of the gateway (default: that of the sign-in, else the first of GOPROXY)")
 	f.StringVar(&q.caFile, "ca", "", "`FILE` with the gateway's CA (default: that of the sign-in, else the system's)")
 	f.StringVar(&q.tokenFile, "token-file", "", "`FILE` with the token to ask with: of Headgate, or a job's own")
@@ -54,10 +64,6 @@ Exit codes: 0 nothing is refused (warnings do not count), 1 it could not be foun
 	f.StringVar(&q.bundle.facts, "facts", "", "JSON `FILE` for --bundle: {\"PATH@VERSION\": {facts in the words of input.resource}}")
 	f.StringSliceVar(&q.bundle.groups, "groups", nil, "`GROUPS` of who asks, for --bundle")
 	f.StringSliceVar(&q.bundle.private, "private", nil, "`PATTERNS` of private modules as in GOPRIVATE, for --bundle (default: GOPRIVATE)")
-	f.BoolVar(&q.asJSON, "json", false, "print JSON")
-	f.StringVar(&q.sarif, "sarif", "", "write SARIF 2.1.0 to `FILE`; - is the standard output")
-	f.StringVar(&q.junit, "junit", "", "write JUnit XML to `FILE`; - is the standard output")
-	return cmd
 }
 
 func (q *checkRun) run(ctx context.Context, args []string, stdout, stderr io.Writer) error {

@@ -163,7 +163,7 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("reading the gateway's answer: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		err := apiError(resp.Status, text)
+		err := &refusal{resp.StatusCode, apiError(resp.Status, text)}
 		if resp.StatusCode == http.StatusBadRequest {
 			return &useError{err}
 		}
@@ -174,6 +174,14 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	return nil
 }
+
+// A refusal is the gateway's answer to a call that it did not do.
+type refusal struct {
+	status int
+	error
+}
+
+func (e *refusal) Unwrap() error { return e.error }
 
 func apiError(status string, body []byte) error {
 	var e struct {

@@ -118,7 +118,7 @@ type machine struct {
 
 func (c *company) machine(t *testing.T) *machine {
 	t.Helper()
-	m := &machine{t: t, c: c, home: t.TempDir()}
+	m := &machine{t: t, c: c, home: mirrortest.Home(t)}
 	for name, text := range map[string]string{
 		"go.mod":  "module example.com/main\n\ngo 1.21\n\nrequire corp.example/kit v1.0.0\n",
 		"main.go": "package main\n\nimport \"corp.example/kit\"\n\nfunc main() { println(kit.Name) }\n",
@@ -140,7 +140,7 @@ func (m *machine) command(ctx context.Context, program string, args ...string) *
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = filepath.Join(m.home, "src")
 	cmd.Env = append([]string{
-		"HOME=" + m.home, "PATH=" + os.Getenv("PATH"), "GOFLAGS=-modcacherw -mod=mod", "GOTOOLCHAIN=local", "GOTELEMETRY=off", "CGO_ENABLED=0",
+		"HOME=" + m.home, "PATH=" + os.Getenv("PATH"), "GOFLAGS=-modcacherw -mod=mod", "GOTOOLCHAIN=local", "CGO_ENABLED=0",
 		"GOCACHE=" + filepath.Join(os.TempDir(), "headgate-test-gocache"), "SSL_CERT_FILE=" + m.c.caFile(),
 	}, m.env...)
 	return cmd

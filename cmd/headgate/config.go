@@ -15,6 +15,7 @@ import (
 	"github.com/headgate/headgate/gateway"
 	"github.com/headgate/headgate/gateway/feeds"
 	"github.com/headgate/headgate/gateway/mirror"
+	"github.com/headgate/headgate/gateway/mirror/store"
 	"github.com/headgate/headgate/identity"
 	"github.com/headgate/headgate/policy"
 )
@@ -80,6 +81,16 @@ func (c *config) contradictions() []error {
 			errs = append(errs, fmt.Errorf("%s: %w; want a file that can be read", f.key, err))
 		}
 	}
+	for i, s := range c.Audit.Sinks {
+		if err := store.CheckLocation(s.Location); err != nil {
+			errs = append(errs, fmt.Errorf("audit.sinks[%d].location: %w", i, err))
+		}
+	}
+	for i, p := range c.Audit.Publish {
+		if err := store.CheckLocation(p.Location); err != nil {
+			errs = append(errs, fmt.Errorf("audit.publish[%d].location: %w", i, err))
+		}
+	}
 	for i, word := range c.Mirror.Upstreams {
 		for one := range strings.SplitSeq(word, "|") {
 			if u, err := url.Parse(one); err == nil && c.ourselves(u.Host, u.Scheme) {
@@ -127,6 +138,15 @@ func (c *config) files() []namedFile {
 		files = append(files, namedFile{fmt.Sprintf("identity.issuers[%d].ca_file", i), &c.Identity.Issuers[i].CAFile, true})
 	}
 	files = append(files, deviceFiles(&c.Identity.Devices)...)
+	for i := range c.Audit.Sinks {
+		s, at := &c.Audit.Sinks[i], fmt.Sprintf("audit.sinks[%d].", i)
+		files = append(files, namedFile{at + "path", &s.Path, false}, namedFile{at + "location", &s.Location, false}, namedFile{at + "token_file", &s.TokenFile, true},
+			namedFile{at + "tls.ca_file", &s.TLS.CAFile, true}, namedFile{at + "tls.cert_file", &s.TLS.CertFile, true},
+			namedFile{at + "tls.key_file", &s.TLS.KeyFile, true})
+	}
+	for i := range c.Audit.Publish {
+		files = append(files, namedFile{fmt.Sprintf("audit.publish[%d].location", i), &c.Audit.Publish[i].Location, false})
+	}
 	for i := range c.Mirror.UpstreamHosts {
 		h := &c.Mirror.UpstreamHosts[i]
 		files = append(files, namedFile{fmt.Sprintf("mirror.upstream_hosts[%d].credential_file", i), &h.CredentialFile, true},

@@ -91,7 +91,7 @@ func (s *site) exchange(t *testing.T, want int, form url.Values) map[string]any 
 // goDownload runs the real go command with a token in .netrc.
 func (s *site) goDownload(t *testing.T, token, module string) {
 	t.Helper()
-	home := t.TempDir()
+	home := mirrortest.Home(t)
 	_, port, _ := strings.Cut(strings.TrimPrefix(s.url, "https://"), ":")
 	netrc := "machine localhost:" + port + " login any password " + token + "\n"
 	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte(netrc), 0o600); err != nil {

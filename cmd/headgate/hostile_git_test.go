@@ -41,6 +41,7 @@ func TestHostileGit(t *testing.T) {
 
 // A server that takes its time is given up by the gateway's own limit.
 func TestHostileGitServer(t *testing.T) {
+	t.Parallel()
 	s := newPrivateSite(t, "  fetch_timeout: 5s\n")
 	s.ask(t, filepath.Join(s.dir, "canary"), hostileServers())
 }

@@ -24,6 +24,7 @@ const (
 	exitUse    = 2 // wrong use: flags, arguments, configuration
 	exitNo     = 3 // done, and the answer is no
 	exitPart   = 4 // done as far as possible: the answer is incomplete
+	exitDead   = 5 // dead letters were refused again
 )
 
 func main() { os.Exit(execute(context.Background())) }
@@ -90,6 +91,9 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[*partialError](err); ok {
 		return exitPart
 	}
+	if _, ok := errors.AsType[*deadError](err); ok {
+		return exitDead
+	}
 	return exitFailed
 }
 
@@ -100,7 +104,7 @@ func rootCommand() *cobra.Command {
 		Long: `Headgate stands between the go command and every module it downloads. It knows who asks, asks a policy,
 serves the module from its own verified mirror, and records the decision before the first byte leaves.
 
-Exit codes: 0 done, 1 could not be done, 2 wrong use, 3 the answer is no, 4 it is incomplete; audit verbs and serve: 10 altered record, 11 segment missing,
+Exit codes: 0 done, 1 could not be done, 2 wrong use, 3 the answer is no, 4 it is incomplete, 5 dead letters stay; audit verbs and serve: 10 altered record, 11 segment missing,
 12 log shorter than a checkpoint, 13 torn tail, 14 unknown key, 15 checkpoints contradict each other.`,
 		Example:       "  headgate serve\n  headgate token create --for ann --modules '*'\n  headgate audit verify",
 		SilenceUsage:  true,

@@ -15,7 +15,7 @@ import (
 )
 
 func policyCommand(file *string) *cobra.Command {
-	return group("policy", "what is allowed, and where that comes from", "  headgate policy status", policyStatusCommand(file), policyInitCommand(), policyTestCommand(file), policyLintCommand(), policyTryCommand())
+	return group("policy", "what is allowed, and where that comes from", "  headgate policy status", policyStatusCommand(file), policyInitCommand(), policyTestCommand(file), policyLintCommand(), policyBenchCommand(), policyReplayCommand(file), policyDiffCommand(file), policyReadsCommand(file), policyExplainCommand(), policyTryCommand())
 }
 
 func policyStatusCommand(file *string) *cobra.Command {
@@ -90,6 +90,10 @@ func printPolicy(w io.Writer, s policy.Status) error {
 			what = "rejected " + orElse(e.Commit, e.Revision) + ", " + e.State + ": " + e.Reason
 		}
 		line(e.Time.Format(time.DateTime), what)
+		if r := e.Replay; r != nil && r.Decisions > 0 {
+			line("", fmt.Sprintf("of %d recorded decisions it refuses %d that were allowed, allows %d that were refused, refuses %d otherwise",
+				r.Decisions, r.Refused, r.Allowed, r.Otherwise))
+		}
 	}
 	for _, r := range s.Kept {
 		line("kept", r.Revision+" of "+r.ActivatedAt.Format(time.DateTime))

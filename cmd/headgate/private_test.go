@@ -72,7 +72,7 @@ func newPrivateSite(t *testing.T, extra string, archives ...string) *privateSite
 	}
 	port := freePort()
 	up := mirrortest.Start(t, archives...)
-	s := &privateSite{git: vcstest.Start(t), up: up, site: &site{t: t, bin: bin, dir: t.TempDir(), operations: freePort(), url: "https://localhost:" + port, upstream: up}}
+	s := &privateSite{git: vcstest.Start(t), up: up, site: &site{t: t, bin: bin, dir: mirrortest.Home(t), operations: freePort(), url: "https://localhost:" + port, upstream: up}}
 	up.OnRequest = s.sent
 	values := map[string]string{
 		"WORK": s.dir, "PORT": port, "OPS": s.operations, "UPSTREAM": up.URL, "SUMDB_KEY": up.Key(), "GIT_CA": s.git.CAFile, "GIT_PROXY": s.git.Proxy,
@@ -131,7 +131,7 @@ func (s *privateSite) goCommand(direct bool, args ...string) (string, time.Durat
 	cmd := exec.Command("go", args...)
 	cmd.Dir = dir
 	cmd.Env = []string{
-		"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "GOENV=off", "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "GOSUMDB=off", "GOTELEMETRY=off",
+		"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "GOENV=off", "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "GOSUMDB=off",
 		"GOPATH=" + filepath.Join(dir, "go"), "GOMODCACHE=" + filepath.Join(dir, "mod"), "GOCACHE=" + filepath.Join(dir, "cache"),
 	}
 	if direct {

@@ -116,7 +116,7 @@ func buildMixed(t *testing.T, s *privateSite) {
 		cmd := exec.Command("go", strings.Fields(tt.line)...)
 		cmd.Dir = dir
 		cmd.Env = []string{
-			"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "GOENV=off", "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "GOTELEMETRY=off",
+			"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "GOENV=off", "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local",
 			"GOPROXY=" + s.url, "GOSUMDB=" + strings.Trim(sumdb, "'\""), "SSL_CERT_FILE=" + filepath.Join(s.dir, "state/ca/ca.pem"), "CGO_ENABLED=0",
 			"GOPATH=" + filepath.Join(cache, "go"), "GOMODCACHE=" + filepath.Join(cache, "mod"), "GOCACHE=" + filepath.Join(os.TempDir(), "headgate-test-gocache"),
 		}

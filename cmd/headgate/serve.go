@@ -64,6 +64,9 @@ func serve(ctx context.Context, c *config, logger *slog.Logger, stdout io.Writer
 	if err := a.server.Listen(ctx); err != nil {
 		return err
 	}
+	if err := a.openSinks(stdout); err != nil {
+		return err
+	}
 	a.welcome(stdout)
 	var group errgroup.Group
 	serving, stopped := context.WithCancel(ctx)
@@ -135,12 +138,25 @@ func (a *app) openAudit(logger *slog.Logger, r prometheus.Registerer, acceptDama
 		return fmt.Errorf("finding this node's name: %w", err)
 	}
 	a.audit, err = audit.Open(a.config.Audit, audit.Options{
-		Cluster: cluster, Node: node, Logger: logger, Registerer: r, AcceptDamage: acceptDamage,
+		Cluster: cluster, Node: node, Version: thisBuild().Version, Logger: logger, Registerer: r, AcceptDamage: acceptDamage,
+		Objects: func(ctx context.Context, location string) (audit.Objects, error) {
+			return a.config.objects(ctx, location)
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
 	a.closers = append(a.closers, a.audit.Close)
+	return nil
+}
+
+// openSinks starts the delivery of audit records. It ends before the log is closed.
+func (a *app) openSinks(stdout io.Writer) error {
+	exporter, err := a.audit.Export(a.config.sinkOptions(stdout))
+	if err != nil {
+		return fmt.Errorf("opening the audit sinks: %w", err)
+	}
+	a.closers = append(a.closers, exporter.Close)
 	return nil
 }
 
@@ -173,6 +189,9 @@ func (a *app) openPolicy(ctx context.Context, logger *slog.Logger, r prometheus.
 	a.policy, err = policy.Open(ctx, a.config.Policy, policy.Options{
 		Embedded: policies.FS, State: filepath.Join(a.config.State, "policy"), Key: filepath.Join(a.config.State, "keys", "policy.key"),
 		Trial: trial, Logger: logger, Registerer: r, OnChange: a.policyChanged,
+		Recorded: func(ctx context.Context) (*policy.Recording, error) {
+			return gateway.RecentDecisions(ctx, a.config.Audit.Dir)
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("opening policy: %w", err)

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/pem"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -52,11 +51,7 @@ func askedWith(t *testing.T, status int, secure bool) int64 {
 		w.Header().Set("Retry-After", "3600") // waiting for it would outlast the test
 		w.WriteHeader(status)
 	}))
-	home := t.TempDir()
-	quiet := filepath.Join(home, ".config", "go", "telemetry") // which would still be written when the test is over
-	if err := errors.Join(os.MkdirAll(quiet, 0o700), os.WriteFile(filepath.Join(quiet, "mode"), []byte("off"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	home := mirrortest.Home(t)
 	ca := filepath.Join(home, "ca.pem")
 	if secure {
 		proxy.StartTLS()

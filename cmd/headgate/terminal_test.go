@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/mod/module"
 
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
+	"github.com/headgate/headgate/identity/identitytest"
 	"github.com/headgate/headgate/policy"
 )
 
@@ -68,7 +70,7 @@ func refusedBy(t *testing.T, contentType, body string) string {
 		fmt.Fprint(w, body)
 	}))
 	defer proxy.Close()
-	home := t.TempDir()
+	home := mirrortest.Home(t)
 	cmd := exec.Command("go", "mod", "download", "example.com/hello@v1.0.0")
 	cmd.Dir = home
 	cmd.Env = []string{
@@ -121,7 +123,7 @@ func TestTokenEndsInMidRun(t *testing.T) {
 	if err != nil {
 		t.Fatalf("token create: %v\n%s", err, second)
 	}
-	home := t.TempDir()
+	home := mirrortest.Home(t)
 	for name, text := range map[string]string{"first": s.token, "second": strings.TrimSpace(second), "go.mod": mod, "auth": renewing} {
 		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o700); err != nil {
 			t.Fatal(err)
@@ -142,5 +144,64 @@ func TestTokenEndsInMidRun(t *testing.T) {
 	out, err := s.headgate("audit", "tail", "-n", "0")
 	if err != nil || !strings.Contains(out, "TOKEN-REVOKED status=401") || strings.Count(out, "decision zip ") < 12 {
 		t.Errorf("the log does not show the first token's end and 12 zips: %v\n%s", err, out)
+	}
+}
+
+// The go command asks for each file of a version that it is refused. A report shows one refusal, with its count, and a build
+// of 300 modules meets no limit.
+func TestT78BuildsAndRefusals(t *testing.T) {
+	up := mirrortest.Start(t, "module example.com/refused@v1.0.0\n-- go.mod --\nmodule example.com/refused\n-- p.go --\npackage p\n")
+	mod := "module example.com/main\n\ngo 1.21\n"
+	for i := range 300 {
+		v := module.Version{Path: fmt.Sprintf("example.com/part%03d", i), Version: "v1.0.0"}
+		if err := up.Add(mirrortest.Module{Version: v, Files: map[string][]byte{"go.mod": []byte("module " + v.Path + "\n"), "p.go": []byte("package p\n")}}); err != nil {
+			t.Fatal(err)
+		}
+		mod += "require " + v.Path + " " + v.Version + "\n"
+	}
+	bundle := filepath.Join(t.TempDir(), "policy")
+	for name, text := range map[string]string{
+		"bundle.yaml": "name: test\nlibrary: default\n", "config/teams.yaml": "teams:\n  everyone: {profile: standard, public: true}\n",
+		"config/rules.yaml": "profiles: [open, standard, strict]\nrules: [{id: refused, code: NOT-THIS, match: {prefix: [example.com/refused]}, effect: deny, remedy: none}]\n",
+	} {
+		identitytest.WriteFile(t, filepath.Join(bundle, name), []byte(text))
+	}
+	s := newSite(t, up, "policy: {source: folder, path: "+bundle+"}\n")
+	run := func(args ...string) (string, error) {
+		home := mirrortest.Home(t)
+		_, port, _ := strings.Cut(strings.TrimPrefix(s.url, "https://"), ":")
+		identitytest.WriteFile(t, filepath.Join(home, ".netrc"), []byte("machine localhost:"+port+" login any password "+s.token+"\n"))
+		identitytest.WriteFile(t, filepath.Join(home, "go.mod"), []byte(mod))
+		cmd := exec.Command("go", args...)
+		cmd.Dir = home
+		cmd.Env = []string{
+			"HOME=" + home, "PATH=" + os.Getenv("PATH"), "GOPROXY=" + s.url, "GOSUMDB=" + up.Key(), "GOFLAGS=-modcacherw", "GOENV=off",
+			"GOTOOLCHAIN=local", "SSL_CERT_FILE=" + filepath.Join(s.dir, "state/ca/ca.pem"),
+		}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := run("mod", "download")
+	for range 5 { // on a machine that is busy with other tests an evaluation may take too long
+		if strings.Contains(out, "POLICY-ERROR") {
+			out, err = run("mod", "download")
+		}
+	}
+	if err != nil {
+		t.Errorf("go mod download of 300 modules: %v\n%s", err, out)
+	}
+	for range 2 {
+		if out, err := run("mod", "download", "example.com/refused@v1.0.0"); err == nil || !strings.Contains(out, "NOT-THIS") {
+			t.Errorf("go mod download of what is refused: %v\n%s", err, out)
+		}
+	}
+	out, err = s.headgate("audit", "who", "example.com/refused@v1.0.0", "--refused", "--json")
+	var answer struct {
+		Fetches []struct {
+			Count int64 `json:"count"`
+		} `json:"fetches"`
+	}
+	if err != nil || json.NewDecoder(strings.NewReader(out)).Decode(&answer) != nil || len(answer.Fetches) != 1 || answer.Fetches[0].Count < 2 {
+		t.Errorf("who was refused: %v\n%s", err, out)
 	}
 }

@@ -19,6 +19,7 @@ var jobClaims = map[string]any{
 // The same go build of the same private module, three ways: a person with .netrc, a CI job with its provider's token, and
 // through the agent on a device. Each is refused when one attribute is wrong, and the terminal says why.
 func TestSameBuildThreeWays(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	refused := func(t *testing.T, m *machine, because string) {
 		t.Helper()

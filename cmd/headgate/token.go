@@ -34,7 +34,7 @@ func tokenCreateCommand(file *string) *cobra.Command {
 .netrc as the password, with any login name, or into an Authorization: Bearer header.
 
 Classes: person (7 days, at most 30), ci (30 days, at most 90; names --owner and --repo), admin (1 hour, at most 8;
-cannot fetch modules).`,
+cannot fetch modules), auditor (as admin, but it reads the audit log and changes nothing; an admin token cannot make one).`,
 		Example: "  headgate token create --for ann --group eng-payments --modules '*'\n" +
 			"  headgate token create --class ci --for build --owner ann --repo corp/shop --modules 'corp.example/*,github.com/*'\n" +
 			"  TOKEN=$(headgate token create --for \"$USER\" --modules '*' --quiet)",
@@ -43,7 +43,7 @@ cannot fetch modules).`,
 			if q.Subject == "" {
 				return &useError{fmt.Errorf("--for is missing: it names who holds the token; see %s --help", cmd.CommandPath())}
 			}
-			if len(q.Modules) == 0 && q.Class != "admin" {
+			if len(q.Modules) == 0 && q.Class != "admin" && q.Class != "auditor" {
 				return &useError{fmt.Errorf("--modules is missing: a token without it reaches nothing; --modules '*' reaches all that policy allows")}
 			}
 			q.Seconds = int64(life.Seconds())
@@ -55,11 +55,11 @@ cannot fetch modules).`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&q.Class, "class", "person", "`CLASS`: person, ci or admin")
+	f.StringVar(&q.Class, "class", "person", "`CLASS`: person, ci, admin or auditor")
 	f.StringVar(&q.Subject, "for", "", "`SUBJECT` that holds the token")
 	f.StringSliceVar(&q.Groups, "group", nil, "`GROUP` of the subject as policy knows it; may be repeated")
 	f.StringSliceVar(&q.Modules, "modules", nil, "module `PATTERNS` as in GOPRIVATE, separated by commas")
-	f.StringSliceVar(&q.Actions, "actions", nil, "`ACTIONS`: discover, metadata, content, mint, admin (default: all of the class)")
+	f.StringSliceVar(&q.Actions, "actions", nil, "`ACTIONS`: discover, metadata, content, mint, admin, audit (default: all of the class)")
 	f.DurationVar(&life, "life", 0, "`DURATION` until it expires (default: the class's)")
 	f.StringVar(&q.Owner, "owner", "", "ci: `SUBJECT` who answers for the token")
 	f.StringVar(&q.Repo, "repo", "", "ci: `REPOSITORY` that uses it")

@@ -19,7 +19,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # What the tests use beside Go and git, as Debian packages.
-PACKAGES := chromium gcc git libc6-dev openssh-client openssh-server postgresql systemd util-linux
+PACKAGES := chromium gcc git gnupg gpgv libc6-dev openssh-client openssh-server postgresql prometheus rsyslog rsyslog-openssl systemd util-linux
 
 .PHONY: build demo run test check bench soak fuzz deps packages clean
 
@@ -48,7 +48,7 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime 200ms ./audit ./identity ./policy ./gateway/...
 
 soak:
-	SOAK=1 $(GO) test -count=1 -v -timeout 6h -run 'TestKill|TestHerd|TestSuiteOn|TestFleetLock' ./audit ./cmd/headgate ./gateway/mirror/store
+	SOAK=1 $(GO) test -count=1 -v -timeout 6h -run 'TestKill|TestHerd|TestSuiteOn|TestFleetLock|TestP28|TestReplayOfRecorded|TestA41|TestWhoAmongMany|TestExportKill|TestReceivers' ./audit ./cmd/headgate ./gateway ./gateway/mirror/store
 	$(GO) run ./cmd/headgate-demo download
 
 fuzz:

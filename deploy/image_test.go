@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -14,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,126 +22,6 @@ import (
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
 )
 
-// An image is what a container tool would make of the Containerfile.
-type image struct {
-	dir   string // of this test run; removed at its end
-	stage string // what the build stage made
-	env   []string
-	user  string
-	entry []string
-	cmd   []string
-	// copies are the last stage's COPY lines: from a path below stage to one of the image.
-	copies []struct{ from, to, chown string }
-}
-
-// the is the image of all tests of this run, built once.
-var the = sync.OnceValues(build)
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if i, err := the(); err == nil {
-		os.RemoveAll(i.dir)
-	}
-	os.Exit(code)
-}
-
-func assembled(t *testing.T) *image {
-	t.Helper()
-	i, err := the()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return i
-}
-
-// binary is the gateway as the build stage made it.
-func (i *image) binary() string { return filepath.Join(i.stage, "root/usr/bin/headgate") }
-
-// build carries out the Containerfile: its RUN line with another output folder, then its last stage's instructions.
-func build() (*image, error) {
-	text, err := os.ReadFile("container/Containerfile")
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp("", "headgate-image-")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { // uid 65532 must pass
-		return nil, err
-	}
-	i := &image{dir: dir, stage: filepath.Join(dir, "stage")}
-	last := false
-	for line := range strings.Lines(string(text)) {
-		word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		switch {
-		case word == "FROM":
-			last = rest == "scratch"
-		case word == "RUN" && !last:
-			err = i.run(rest)
-		case last:
-			err = i.instruct(word, rest)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", strings.TrimSpace(line), err)
-		}
-	}
-	if !last {
-		return nil, errors.New("the image does not begin from scratch")
-	}
-	return i, nil
-}
-
-func (i *image) run(line string) error {
-	script, out, ok := strings.Cut(line, " ")
-	if !ok || out != "/image" {
-		return fmt.Errorf("want RUN SCRIPT /image")
-	}
-	cmd := exec.Command("./"+script, i.stage)
-	cmd.Dir = ".."
-	text, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%w\n%s", err, text)
-	}
-	return nil
-}
-
-// instruct takes in one instruction of the last stage.
-func (i *image) instruct(word, rest string) error {
-	fields := strings.Fields(rest)
-	switch word {
-	case "", "#", "VOLUME", "EXPOSE", "STOPSIGNAL", "WORKDIR":
-	case "ENV":
-		i.env = append(i.env, fields...)
-	case "USER":
-		i.user = rest
-	case "ENTRYPOINT":
-		return yaml.Unmarshal([]byte(rest), &i.entry)
-	case "CMD":
-		return yaml.Unmarshal([]byte(rest), &i.cmd)
-	case "COPY":
-		var c struct{ from, to, chown string }
-		stage := false
-		for len(fields) > 0 && strings.HasPrefix(fields[0], "--") {
-			if owner, ok := strings.CutPrefix(fields[0], "--chown="); ok {
-				c.chown = owner
-			}
-			stage = stage || fields[0] == "--from=build"
-			fields = fields[1:]
-		}
-		if !stage || len(fields) != 2 || !strings.HasPrefix(fields[0], "/image/") {
-			return errors.New("want COPY --from=build [--chown=…] /image/… TARGET")
-		}
-		c.from, c.to = strings.TrimPrefix(fields[0], "/image/"), fields[1]
-		i.copies = append(i.copies, c)
-	default:
-		if !strings.HasPrefix(word, "#") {
-			return errors.New("no such instruction in this image's language")
-		}
-	}
-	return nil
-}
-
 // A container is the image's root with one volume and one configuration file mounted over the shipped one.
 type container struct {
 	*image
@@ -151,11 +29,12 @@ type container struct {
 	uid                  int // of the host, which is 65532 inside
 }
 
-// newContainer copies the image as its COPY lines say.
-func newContainer(t *testing.T, config []byte) *container {
+// newContainer copies an image as its COPY lines say.
+func newContainer(t *testing.T, name string, config []byte) *container {
 	t.Helper()
-	i := assembled(t)
-	dir, err := os.MkdirTemp(i.dir, "")
+	r := assembled(t)
+	i := r.images[name]
+	dir, err := os.MkdirTemp(r.dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,15 +49,22 @@ func newContainer(t *testing.T, config []byte) *container {
 		if err := os.MkdirAll(filepath.Join(c.root, copied.to), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		tool(t, "cp", "-a", filepath.Join(i.stage, copied.from)+"/.", filepath.Join(c.root, copied.to))
+		tool(t, "cp", "-a", filepath.Join(i.built, copied.from)+"/.", filepath.Join(c.root, copied.to))
 	}
-	if err := os.Mkdir(c.volume, 0o700); err != nil {
-		t.Fatal(err)
+	for _, mounted := range []string{c.volume, filepath.Join(c.root, "proc"), filepath.Join(c.root, "dev")} {
+		if err := os.Mkdir(mounted, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, device := range []string{"dev/null", "dev/urandom"} {
+		if err := os.WriteFile(filepath.Join(c.root, device), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(c.config, config, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for name, mode := range map[string]fs.FileMode{dir: 0o755, c.root: 0o755, c.config: 0o644} {
+	for name, mode := range map[string]fs.FileMode{dir: 0o755, c.volume: 0o700, c.root: 0o755, c.config: 0o644} {
 		if err := os.Chmod(name, mode); err != nil {
 			t.Fatal(err)
 		}
@@ -198,6 +84,9 @@ mount -n --bind "$2" "$1/var/lib/headgate"
 mount -n --bind "$3" "$1/etc/headgate/headgate.yaml"
 mount -n -o remount,bind,ro,nosuid,nodev "$1/etc/headgate/headgate.yaml"
 mount -n -o remount,bind,ro,nosuid,nodev "$1"
+mount -n --bind /dev/null "$1/dev/null"
+mount -n --bind /dev/urandom "$1/dev/urandom"
+mount -n --rbind /proc "$1/proc"
 root=$1; shift 3
 exec setpriv --no-new-privs unshare --user --map-user=65532 --map-group=65532 --root="$root" --wd=/var/lib/headgate "$@"`
 
@@ -252,7 +141,7 @@ func (c *container) start(t *testing.T, operations string) *running {
 	}
 	go func() { defer close(r.done); r.cmd.Wait() }()
 	t.Cleanup(func() { r.cmd.Process.Kill(); <-r.done })
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		resp, err := http.Get("http://" + operations + "/readyz")
 		if err == nil {
@@ -267,7 +156,7 @@ func (c *container) start(t *testing.T, operations string) *running {
 		case <-deadline:
 			r.cmd.Process.Kill()
 			<-r.done
-			t.Fatalf("the container is not ready after 20 s:\n%s", &r.output)
+			t.Fatalf("the container is not ready after a minute:\n%s", &r.output)
 		case <-time.After(25 * time.Millisecond):
 		}
 	}
@@ -319,7 +208,7 @@ func TestImage(t *testing.T) {
 	listen, operations := freeAddress(t), freeAddress(t)
 	_, port, _ := net.SplitHostPort(listen)
 	url := "https://localhost:" + port
-	c := newContainer(t, filledIn(t, up, url, listen, operations))
+	c := newContainer(t, "headgate", filledIn(t, up, url, listen, operations))
 	if c.user != "65532:65532" {
 		t.Errorf("USER is %q, want 65532:65532", c.user)
 	}
@@ -410,26 +299,31 @@ func (c *container) checkReadOnly(t *testing.T, pid int) {
 // download runs the real go command against the container, with .netrc and the gateway's own CA.
 func (c *container) download(t *testing.T, up *mirrortest.Server, url, machine, token string) {
 	t.Helper()
-	home := t.TempDir()
-	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine "+machine+" login headgate password "+token+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", "example.com/hello@v1.0.0")
-	cmd.Dir = home
-	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "GOENV=off", "GOTOOLCHAIN=local", "GOFLAGS=-modcacherw", "GOPATH=" + filepath.Join(home, "go"),
-		"GOCACHE=" + filepath.Join(home, "cache"), "GOPROXY=" + url, "GOSUMDB=" + up.Key(), "SSL_CERT_FILE=" + filepath.Join(c.volume, "ca/ca.pem"),
-	}
+	cmd.Dir, cmd.Env = c.client(t, up.Key(), url, machine, token)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("go mod download: %v\n%s", err, out)
 	}
-	if text, err := os.ReadFile(filepath.Join(home, "go/pkg/mod/example.com/hello@v1.0.0/hello.go")); err != nil || string(text) != "package hello\n" {
+	if text, err := os.ReadFile(filepath.Join(cmd.Dir, "go/pkg/mod/example.com/hello@v1.0.0/hello.go")); err != nil || string(text) != "package hello\n" {
 		t.Errorf("the module's file is %q, %v", text, err)
 	}
 	if n := up.Count("*.zip"); n != 1 {
 		t.Errorf("upstream saw %d requests for the zip, want 1", n)
+	}
+}
+
+// client is the home and the environment of a go command that uses the container.
+func (c *container) client(t *testing.T, sumdb, url, machine, token string) (home string, env []string) {
+	t.Helper()
+	home = mirrortest.Home(t)
+	if err := os.WriteFile(filepath.Join(home, ".netrc"), []byte("machine "+machine+" login headgate password "+token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return home, []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "GOENV=off", "GOTOOLCHAIN=local", "GOFLAGS=-modcacherw", "GOPATH=" + filepath.Join(home, "go"),
+		"GOCACHE=" + filepath.Join(home, "cache"), "GOPROXY=" + url, "GOSUMDB=" + sumdb, "SSL_CERT_FILE=" + filepath.Join(c.volume, "ca/ca.pem"),
 	}
 }

@@ -12,7 +12,11 @@ FUZZTIME ?= 10s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X main.release=$(VERSION)
 # Without gRPC's xDS and its protocol buffers, which only the Google client's direct path uses: 16 MB of memory less.
-export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS) -tags=disable_grpc_modules)
+# What is released, run, tested as a program and linted is compiled in one way, so once; tests are compiled for the race
+# detector beside it, which needs cgo.
+export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS) -trimpath -tags=disable_grpc_modules)
+export CGO_ENABLED := 0
+RACE := CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 $(GO) test -race -shuffle=on
 
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -24,7 +28,7 @@ PACKAGES := chromium gcc git gnupg gpgv libc6-dev openssh-client openssh-server 
 .PHONY: build demo run test check bench soak fuzz deps packages clean
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/headgate ./cmd/headgate-demo
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/headgate ./cmd/headgate-demo
 
 demo:
 	$(GO) run ./cmd/headgate-demo
@@ -32,9 +36,12 @@ demo:
 run:
 	$(GO) run ./cmd/headgate-demo --stay
 
-# A program that has the race detector waits a second at its end, if not told otherwise.
+# All is compiled before the first test runs: beside the compiler, a test waits for its turn until it gives up. A program
+# that has the race detector waits a second at its end, if not told otherwise.
 test: deps
-	GORACE=atexit_sleep_ms=0 $(GO) test -race -shuffle=on -timeout 20m ./...
+	$(GO) build ./...
+	CGO_ENABLED=1 $(GO) list -race -export -deps -test ./... >/dev/null
+	$(RACE) -timeout 20m ./...
 
 check:
 	@fmt="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi
@@ -48,6 +55,7 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime 200ms ./audit ./identity ./policy ./gateway/...
 
 soak:
+	SOAK=1 HEADGATE_TEST_RACE=1 $(RACE) -count=1 -timeout 2h -run 'TestScripts|TestConformance' ./cmd/headgate
 	SOAK=1 $(GO) test -count=1 -v -timeout 6h -run 'TestKill|TestHerd|TestSuiteOn|TestFleetLock|TestP28|TestReplayOfRecorded|TestA41|TestWhoAmongMany|TestExportKill|TestReceivers' ./audit ./cmd/headgate ./gateway ./gateway/mirror/store
 	$(GO) run ./cmd/headgate-demo download
 

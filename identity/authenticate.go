@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/base64"
@@ -97,16 +98,27 @@ func password(buf []byte, text string) ([]byte, *Error) {
 	return nil, refuse(CredentialInvalid, "decoding Basic: no colon")
 }
 
-// byToken checks a well-formed token. An unknown id takes the same steps as a
-// wrong secret: one look-up, one digest, one comparison, one answer.
-func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *Binding, *Error) {
+// matched finds a token and tells whether this is its secret. An unknown id takes
+// the same steps as a wrong secret: one look-up, one digest, one comparison. What
+// matched under an older pepper is kept under the current one from now on.
+func (s *Service) matched(t tokenText) (*entry, bool) {
 	e := s.tokens.find(t.id)
-	pepper := s.peppers.byVersion[e.row.pepper]
-	if pepper == nil {
-		pepper = s.peppers.current
-	}
+	stored, current := e.verifier.Load(), s.peppers.current
+	pepper := cmp.Or(s.peppers.byVersion[stored.pepper], current)
 	sum := pepper.digest(t)
-	if match := subtle.ConstantTimeCompare(sum[:], e.row.digest[:]); match != 1 || t.class != e.row.Class {
+	if subtle.ConstantTimeCompare(sum[:], stored.digest[:]) != 1 || t.class != e.row.Class {
+		return e, false
+	}
+	if pepper != current {
+		e.verifier.CompareAndSwap(stored, &verifier{current.version, current.digest(t)})
+	}
+	return e, true
+}
+
+// byToken checks a well-formed token; there is one answer to each that is not known.
+func (s *Service) byToken(t tokenText, secret []byte, via string) (Principal, *Binding, *Error) {
+	e, ok := s.matched(t)
+	if !ok {
 		err := refuse(CredentialInvalid, "unknown id or wrong secret")
 		err.Credential = Credential{Class: t.class, ID: t.id.String(), Via: via}
 		return Principal{}, nil, err

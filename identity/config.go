@@ -18,6 +18,8 @@ type Config struct {
 	Database string `yaml:"database"`
 	// PepperFile holds the keys under which token secrets are stored, one line
 	// "VERSION BASE64" each, the last one current; empty: made at the first start.
+	// A token moves to the current one when it is used; an older line can go when
+	// the metric headgate_tokens counts no token for it.
 	PepperFile string `yaml:"pepper_file"`
 	// Issuers are the OpenID providers whose tokens are accepted; empty: none.
 	Issuers []Issuer `yaml:"issuers"`

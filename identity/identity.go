@@ -158,6 +158,7 @@ func (s *Service) load(ctx context.Context) error {
 		s.tokens.add(row)
 	}
 	s.tokens.link()
+	s.metrics.countPeppers(s.tokens.entries(), s.peppers)
 	if err := s.learnPeople(ctx, 0); err != nil {
 		return err
 	}

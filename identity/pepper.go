@@ -21,8 +21,8 @@ import (
 type digest [sha256.Size]byte
 
 // peppers are the keys of these digests. Whoever steals the database without them
-// cannot even test a guess. New tokens use the current one; a token keeps the
-// version under which it was stored.
+// cannot even test a guess. New tokens use the current one, and so does
+// an older token from its next use on.
 type peppers struct {
 	byVersion map[int]*pepper
 	current   *pepper

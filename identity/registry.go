@@ -52,20 +52,25 @@ type entry struct {
 	used        atomic.Int64 // seconds
 	revoked     atomic.Int64 // seconds, 0: not
 	fingerprint atomic.Pointer[string]
-	written     int64 // the use that the database knows; touched by flush alone
+	verifier    atomic.Pointer[verifier] // what Authenticate compares with; the row's is that of the load
+	written     int64                    // the use that the database knows; touched by flush alone
+	stored      int                      // the version of the pepper that the database knows; touched by flush alone
 }
 
 func newRegistry(c Ceilings) *registry {
 	r := &registry{ceilings: c, byID: map[tokenID]*entry{}, owners: map[subjectKey]*owner{}, stale: map[subjectKey]bool{}}
 	r.ghost = &entry{owner: &owner{}}
-	_, _ = rand.Read(r.ghost.row.digest[:]) // it never fails: the program ends instead
+	fits := &verifier{}
+	_, _ = rand.Read(fits.digest[:]) // it never fails: the program ends instead
+	r.ghost.verifier.Store(fits)
 	return r
 }
 
 // add takes a token in. If its parent is not there yet, link must follow before
 // the token can be used.
 func (r *registry) add(t row) *entry {
-	e := &entry{row: t, scope: t.Scope.cut(t.Class), written: toUnix(t.LastUsed)}
+	e := &entry{row: t, scope: t.Scope.cut(t.Class), written: toUnix(t.LastUsed), stored: t.pepper}
+	e.verifier.Store(&e.row.verifier)
 	longest := t.Created.Add(r.ceilings.ceiling(kindOf(t.Class, t.Exchanged, t.Bound != nil)))
 	e.ends = min(toUnix(t.Expires), toUnix(longest))
 	e.used.Store(toUnix(t.LastUsed))
@@ -91,6 +96,9 @@ func (r *registry) merge(t row) {
 	}
 	e.revoked.CompareAndSwap(0, toUnix(t.Revoked))
 	e.usedAt(toUnix(t.LastUsed))
+	if t.pepper != e.verifier.Load().pepper {
+		e.verifier.Store(&t.verifier)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if t.asOf > e.owner.asOf {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -162,13 +161,8 @@ func (s *Service) TokenOf(text string) (t Token, ok bool) {
 	if err != nil {
 		return Token{}, false
 	}
-	e := s.tokens.find(parsed.id)
-	pepper := s.peppers.byVersion[e.row.pepper]
-	if pepper == nil {
-		pepper = s.peppers.current
-	}
-	sum := pepper.digest(parsed)
-	if subtle.ConstantTimeCompare(sum[:], e.row.digest[:]) != 1 || parsed.class != e.row.Class {
+	e, ok := s.matched(parsed)
+	if !ok {
 		return Token{}, false
 	}
 	return e.token(time.Now().Unix()), true

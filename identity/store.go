@@ -20,12 +20,17 @@ var migrations embed.FS
 // versionTable is this package's own, since one database serves several.
 const versionTable = "identity_goose_version"
 
+// A verifier is what of a token's text is kept: its digest, under a version of the pepper.
+type verifier struct {
+	pepper int
+	digest digest
+}
+
 // A row is a token as the database holds it.
 type row struct {
 	Token
-	pepper int
-	digest digest
-	asOf   int64 // when the attributes of Subject were asserted; 0: never by an issuer
+	verifier
+	asOf int64 // when the attributes of Subject were asserted; 0: never by an issuer
 }
 
 // A store is the table of tokens.
@@ -182,9 +187,15 @@ type use struct {
 	at int64
 }
 
-// write notes uses and newer attributes of people, all or nothing.
-func (s *store) write(ctx context.Context, uses []use, people []person) error {
-	if len(uses) == 0 && len(people) == 0 {
+// A renewed token is kept under another pepper than before.
+type renewed struct {
+	id string
+	verifier
+}
+
+// write notes uses, newer attributes of people, and what is kept under another pepper, all or nothing.
+func (s *store) write(ctx context.Context, uses []use, people []person, again []renewed) error {
+	if len(uses) == 0 && len(people) == 0 && len(again) == 0 {
 		return nil
 	}
 	return s.change(ctx, func(tx *sql.Tx, at int64) error {
@@ -202,6 +213,12 @@ func (s *store) write(ctx context.Context, uses []use, people []person) error {
 				WHERE subject_issuer = $4 AND subject_id = $5 AND subject_as_of < $2`,
 				string(text), p.asOf, at, p.subject.Issuer, p.subject.ID); err != nil {
 				return fmt.Errorf("writing attributes of subjects: %w", err)
+			}
+		}
+		for _, r := range again {
+			if _, err := tx.ExecContext(ctx, `UPDATE identity_tokens SET pepper = $1, digest = $2, changed = $3 WHERE id = $4 AND pepper <> $1`,
+				r.pepper, hex.EncodeToString(r.digest[:]), at, r.id); err != nil {
+				return fmt.Errorf("writing token %s under another pepper: %w", r.id, err)
 			}
 		}
 		return nil

@@ -67,6 +67,9 @@ func (s *Service) sync(ctx context.Context) error {
 			return err
 		}
 		for _, t := range tokens {
+			if known := s.tokens.find(idOf(t.ID)); known != s.tokens.ghost && s.peppers.byVersion[t.pepper] == nil {
+				t.verifier = *known.verifier.Load() // this node has not been given that pepper yet: what it has still fits
+			}
 			s.tokens.merge(t)
 		}
 		s.tokens.link()

@@ -77,7 +77,7 @@ func TestMissDoesTheSameWork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.tokens.add(row{Token: Token{ID: text.id.String(), Class: ClassPerson}, pepper: p.current.version})
+	s.tokens.add(row{Token: Token{ID: text.id.String(), Class: ClassPerson}, verifier: verifier{pepper: p.current.version}})
 	for name, id := range map[string]tokenID{"T61 known id, wrong secret": text.id, "T61 unknown id": {1, 2, 3}} {
 		sums.Store(0)
 		attempt := text

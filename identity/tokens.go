@@ -167,7 +167,7 @@ func (s *Service) draft(r row, until time.Time) (Draft, error) {
 	if !r.Expires.After(now) {
 		return Draft{}, refuse(RequestInvalid, "drafting token: it would be over at once")
 	}
-	r.pepper, r.digest = s.peppers.current.version, s.peppers.current.digest(parsed)
+	r.verifier = verifier{s.peppers.current.version, s.peppers.current.digest(parsed)}
 	shown := r.Token
 	shown.State = "active"
 	return Draft{Token: shown, row: r, secret: text}, nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/headgate/headgate/cmd/headgate/statetest"
 	"github.com/headgate/headgate/identity"
@@ -590,30 +591,49 @@ func TestDatabaseAway(t *testing.T) {
 	}
 }
 
+// Two lines of a file of peppers.
+const one, two = "1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n", "2 AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n"
+
 func TestPeppers(t *testing.T) {
 	db, dir := statetest.OpenDB(t), t.TempDir()
 	file := filepath.Join(dir, "peppers")
-	const one, two = "1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n", "2 AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n"
 	write := func(text string) identity.Config {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return identity.Config{PepperFile: file}
 	}
-	_, old := person(t, reopen(t, write(one), db, ""))
-	s := reopen(t, write(one+two), db, "")
+	first := reopen(t, write(one), db, "")
+	_, old := person(t, first)
+	_, unused := person(t, first)
+
+	reg := prometheus.NewRegistry()
+	s, err := identity.Open(t.Context(), write(one+two), identity.Options{DB: db, Poll: never, Registerer: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, fresh := person(t, s)
 	for name, text := range map[string]string{"old": old, "new": fresh} {
 		if _, err := bearer(s, text); err != nil {
 			t.Errorf("%s token after rotation: %v", name, err)
 		}
 	}
-	s = reopen(t, write(two), db, "")
-	_, err := bearer(s, old)
-	wantCode(t, "token whose pepper is gone", err, identity.CredentialInvalid)
-	if _, err := bearer(s, fresh); err != nil {
-		t.Errorf("token of the pepper that is left: %v", err)
+	wantPeppers(t, reg, "at the start", map[string]float64{"1": 2, "2": 0, "none": 0})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
+	wantPeppers(t, reg, "after one was used", map[string]float64{"1": 1, "2": 2, "none": 0})
+
+	reg = prometheus.NewRegistry()
+	s = open(t, write(two), identity.Options{DB: db, Poll: never, Registerer: reg})
+	_, err = bearer(s, unused)
+	wantCode(t, "token whose pepper is gone", err, identity.CredentialInvalid)
+	for name, text := range map[string]string{"used under both": old, "new": fresh} {
+		if _, err := bearer(s, text); err != nil {
+			t.Errorf("token of the pepper that is left, %s: %v", name, err)
+		}
+	}
+	wantPeppers(t, reg, "without the old one", map[string]float64{"2": 2, "none": 1})
 	for name, text := range map[string]string{
 		"empty": "", "short": "1 AAAA\n", "no version": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n", "twice": one + one, "zero": "0" + one[1:],
 	} {
@@ -623,6 +643,63 @@ func TestPeppers(t *testing.T) {
 				t.Error("Open takes it")
 			}
 		})
+	}
+}
+
+// wantPeppers compares how many tokens need which version of the pepper.
+func wantPeppers(t *testing.T, reg *prometheus.Registry, when string, want map[string]float64) {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == "headgate_tokens" {
+			for _, m := range f.GetMetric() {
+				got[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("tokens by pepper %s (-want +got):\n%s", when, diff)
+	}
+}
+
+// TestPepperOnAnotherNode: a node that has not been given the new pepper yet learns of a token that moved to it, and
+// still accepts that token; a node that has it moves along.
+func TestPepperOnAnotherNode(t *testing.T) {
+	db, dir := statetest.OpenDB(t), t.TempDir()
+	node := func(name, text string, wake <-chan struct{}) *identity.Service {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return open(t, identity.Config{PepperFile: file}, identity.Options{DB: db, Poll: never, Wake: wake})
+	}
+	wakeOld, wakeNew := make(chan struct{}), make(chan struct{})
+	behind := node("behind", one, wakeOld)
+	_, secret := person(t, behind)
+	along := node("along", one+two, wakeNew)
+	mover, err := identity.Open(t.Context(), identity.Config{PepperFile: filepath.Join(dir, "along")}, identity.Options{DB: db, Poll: never})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bearer(mover, secret); err != nil {
+		t.Fatal(err)
+	}
+	if err := mover.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range map[string]struct {
+		s    *identity.Service
+		wake chan struct{}
+	}{"behind": {behind, wakeOld}, "along": {along, wakeNew}} {
+		n.wake <- struct{}{}
+		n.wake <- struct{}{} // taken only when the first look is over
+		if _, err := bearer(n.s, secret); err != nil {
+			t.Errorf("on the node %s: %v", name, err)
+		}
 	}
 }
 

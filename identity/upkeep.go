@@ -36,23 +36,33 @@ func (s *Service) upkeep(ctx context.Context) {
 	}
 }
 
-// flush writes down last uses, and attributes of people that issuers asserted.
+// flush writes down last uses, attributes of people that issuers asserted, and what is kept under a newer pepper.
 func (s *Service) flush(ctx context.Context) error {
 	var uses []use
-	var touched []*entry
-	for _, e := range s.tokens.entries() {
+	var again []renewed
+	var touched, moved []*entry
+	all := s.tokens.entries()
+	s.metrics.countPeppers(all, s.peppers)
+	for _, e := range all {
 		if at := e.used.Load(); at != e.written {
 			uses = append(uses, use{e.row.ID, at})
 			touched = append(touched, e)
 		}
+		if v := e.verifier.Load(); v.pepper != e.stored {
+			again = append(again, renewed{e.row.ID, *v})
+			moved = append(moved, e)
+		}
 	}
 	people := s.tokens.takeStale()
-	if err := s.store.write(ctx, uses, people); err != nil {
+	if err := s.store.write(ctx, uses, people, again); err != nil {
 		s.tokens.putBack(people)
 		return err
 	}
 	for i, e := range touched {
 		e.written = uses[i].at
+	}
+	for i, e := range moved {
+		e.stored = again[i].pepper
 	}
 	// A token that another node saw used is not idle here.
 	elsewhere, err := s.store.usesSince(ctx, time.Now().Add(-2*flushEvery-useGranularity*time.Second).Unix())

@@ -192,7 +192,7 @@ func (m *machine) startAgent(flags ...string) (string, *exec.Cmd) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		if _, rest, ok := strings.Cut(out.String(), "export GOPROXY="); ok && strings.HasSuffix(rest, "\n") {
 			return strings.TrimSpace(rest), cmd
 		}
@@ -208,10 +208,12 @@ func TestAgentEndToEnd(t *testing.T) {
 	up := mirrortest.Start(t, companyModules...)
 	var m *machine
 	var once sync.Once
-	var held atomic.Pointer[chan struct{}]
+	type hold struct{ reached, released chan struct{} }
+	var held atomic.Pointer[hold]
 	up.OnRequest = func(r *http.Request) {
-		if wait := held.Load(); wait != nil && strings.HasSuffix(r.URL.Path, "hello/@v/v1.0.0.zip") {
-			<-*wait
+		if h := held.Load(); h != nil && strings.HasSuffix(r.URL.Path, "hello/@v/v1.0.0.zip") {
+			close(h.reached)
+			<-h.released
 		}
 		if strings.HasPrefix(r.URL.Path, "/example.com/part0") && strings.HasSuffix(r.URL.Path, ".zip") {
 			once.Do(func() { m.outlive() })
@@ -256,8 +258,8 @@ func TestAgentEndToEnd(t *testing.T) {
 		t.Errorf("T83 T84 T85 the gateway heard of strangers: %v\n%s", err, log)
 	}
 
-	wait := make(chan struct{})
-	held.Store(&wait)
+	under := &hold{make(chan struct{}), make(chan struct{})}
+	held.Store(under)
 	answer := make(chan error, 1)
 	go func() {
 		resp, err := http.Get(goproxy + "/example.com/hello/@v/v1.0.0.zip")
@@ -270,22 +272,22 @@ func TestAgentEndToEnd(t *testing.T) {
 		}
 		answer <- err
 	}()
-	for deadline := time.Now().Add(20 * time.Second); up.Count("*hello/@v/v1.0.0.zip") == 0 && time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
-		if conns, _ := net.Dial("tcp", host); conns != nil {
-			conns.Close()
-		}
+	select {
+	case <-under.reached:
+	case <-time.After(patience):
+		t.Fatal("the request does not reach the upstream")
 	}
 	if err := agent.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		conn, err := net.Dial("tcp", host)
 		if err != nil {
 			break // it takes nobody new in
 		}
 		conn.Close()
 	}
-	close(wait)
+	close(under.released)
 	if err := <-answer; err != nil {
 		t.Errorf("what was under way when the agent was stopped: %v", err)
 	}

@@ -207,7 +207,7 @@ func (m *machine) login(person string, flags ...string) string {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	var code []string
-	for deadline := time.Now().Add(20 * time.Second); code == nil && time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); code == nil && time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
 		code = regexp.MustCompile(`enter (\w{4}-\w{4})\n`).FindStringSubmatch(stderr.String())
 	}
 	if code == nil {
@@ -238,7 +238,7 @@ func (c *company) report(t *testing.T, id, encrypted string) {
 	text := "id,observed_at,disk_encrypted\n" + id + "," + time.Now().UTC().Format(time.RFC3339) + "," + encrypted + "\n"
 	identitytest.WriteFile(t, c.posture, []byte(text))
 	want := "disk_encrypted=" + map[string]string{"yes": "ok", "no": "fail"}[encrypted]
-	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(100 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; <-time.After(100 * time.Millisecond) {
 		out, err := c.headgate("device", "list")
 		if err == nil && strings.Contains(out, want) {
 			return

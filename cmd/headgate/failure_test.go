@@ -193,9 +193,9 @@ func decisions(t *testing.T, dir string) map[string]int {
 
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); <-time.After(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !done(); <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("after 20 s it is still not so: %s", what)
+			t.Fatalf("after %s it is still not so: %s", patience, what)
 		}
 	}
 }

@@ -45,21 +45,40 @@ func (p *printed) String() string {
 	return p.text.String()
 }
 
-// built is the binary as it is shipped: the race detector would multiply its memory.
+// built is the program as it is shipped: the race detector would multiply its memory.
 var built = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "headgate-bin-")
-	if err != nil {
-		return "", err
-	}
-	file := filepath.Join(dir, "headgate")
-	build := exec.Command("go", "build", "-trimpath", "-tags=disable_grpc_modules", "-o", file, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does, so that both find the other's work in the cache
-	out, err := build.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("building headgate: %w\n%s", err, out)
-	}
-	return file, nil
+	file := filepath.Join(binaries, "headgate")
+	return file, compile("build", "-o", file)
 })
+
+// binaries is a folder for what the tests build, removed at their end.
+var binaries string
+
+// scripted puts the headgate that scripts run in the PATH: this test binary, for its clock, and without the race
+// detector, which would make the processes of the scripts four times as slow; with HEADGATE_TEST_RACE=1 it stays.
+var scripted = sync.OnceValue(func() error {
+	if os.Getenv("HEADGATE_TEST_RACE") != "" {
+		return nil
+	}
+	file, err := exec.LookPath("headgate") // put there by testscript.Main
+	if err != nil {
+		return err
+	}
+	return compile("test", "-c", "-o", file)
+})
+
+// compile builds this package as make build does, so that both find the other's work in the cache.
+func compile(args ...string) error {
+	cmd := exec.Command("go", append(args, "-trimpath", "-tags=disable_grpc_modules", ".")...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building headgate: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// patience is how long a test waits for what must come: long, for a machine that is busy with other things.
+const patience = 2 * time.Minute
 
 // launch starts `headgate serve` and waits until its operations port says that it is ready. The process comes back
 // with an error, too.
@@ -71,7 +90,7 @@ func launch(bin string, env []string, dir, operations string, args ...string) (*
 		return nil, err
 	}
 	go func() { p.done <- p.cmd.Wait() }()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		resp, err := http.Get("http://127.0.0.1:" + operations + "/readyz")
 		if err == nil {
 			resp.Body.Close()
@@ -87,7 +106,7 @@ func launch(bin string, env []string, dir, operations string, args ...string) (*
 		}
 	}
 	p.end(syscall.SIGKILL)
-	return p, fmt.Errorf("the gateway is not ready after 20 s:\n%s", p.output)
+	return p, fmt.Errorf("the gateway is not ready after %s:\n%s", patience, p.output)
 }
 
 // end sends a signal, waits and gives the exit code.

@@ -48,15 +48,17 @@ func mainLater() {
 	os.Exit(execute(ctx))
 }
 
-// cleaning removes the built binary after the tests.
+// cleaning removes what was built after the tests.
 type cleaning struct{ *testing.M }
 
 func (c cleaning) Run() int {
-	code := c.M.Run()
-	if file, err := built(); err == nil {
-		os.RemoveAll(filepath.Dir(file))
+	dir, err := os.MkdirTemp("", "headgate-bin-")
+	if err != nil {
+		panic(err)
 	}
-	return code
+	defer os.RemoveAll(dir)
+	binaries = dir
+	return c.M.Run()
 }
 
 // TestScripts runs testdata/script/*.txtar: our binary and the real go command, over TLS, against an upstream made of
@@ -130,6 +132,9 @@ type scriptKey struct{}
 func of(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*script) }
 
 func newScript(env *testscript.Env, archives []string, machine string) error {
+	if err := scripted(); err != nil {
+		return err
+	}
 	s := &script{}
 	up, err := mirrortest.New("", archives...)
 	if err != nil {

@@ -85,7 +85,7 @@ func TestStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	// The preface and an empty SETTINGS frame (RFC 9113, 3.4); the server's first frame is its SETTINGS.

@@ -205,18 +205,18 @@ func (s *Server) Forget() {
 	s.requests = nil
 }
 
-// matches: a pattern with a star is a suffix or prefix or both ("*.zip",
-// "/sumdb/*", "*tile*"), any other is the whole path.
+// matches: each star of a pattern stands for any text ("*.zip", "/sumdb/*", "/example.com/*.zip"); one without is the
+// whole path.
 func matches(pattern, p string) bool {
-	head, tail := strings.HasPrefix(pattern, "*"), strings.HasSuffix(pattern, "*")
-	mid := strings.Trim(pattern, "*")
-	switch {
-	case head && tail:
-		return strings.Contains(p, mid)
-	case head:
-		return strings.HasSuffix(p, mid)
-	case tail:
-		return strings.HasPrefix(p, mid)
+	parts := strings.Split(pattern, "*")
+	if len(parts) == 1 {
+		return path.Clean(p) == path.Clean(pattern)
 	}
-	return path.Clean(p) == path.Clean(pattern)
+	rest, ok := strings.CutPrefix(p, parts[0])
+	for _, part := range parts[1 : len(parts)-1] {
+		var found bool
+		_, rest, found = strings.Cut(rest, part)
+		ok = ok && found
+	}
+	return ok && strings.HasSuffix(rest, parts[len(parts)-1])
 }

@@ -54,8 +54,8 @@ type armed struct {
 	over    chan struct{} // closed by Clear
 }
 
-// Break makes requests that match the pattern fail. A pattern with a star is a
-// suffix, prefix or both ("*.zip", "/sumdb/*", "*tile*"); any other is a path.
+// Break makes requests that match the pattern fail. A star in it stands for any
+// text ("*.zip", "/sumdb/*", "*tile*"); a pattern without one is a path.
 // The newest fault that matches happens.
 func (s *Server) Break(pattern string, f Fault) {
 	s.mu.Lock()

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -187,8 +186,11 @@ func azurite(tb testing.TB) string {
 // content of the file that pins what is in it.
 func built(tb testing.TB, pins string, fill func(source, into string) *exec.Cmd) string {
 	tb.Helper()
-	_, here, _, _ := runtime.Caller(0)
-	source := filepath.Join(filepath.Dir(here), "servers")
+	here, err := exec.Command("go", "list", "-f", "{{.Dir}}", "github.com/headgate/headgate/gateway/mirror/store/storetest").Output()
+	if err != nil {
+		tb.Fatalf("finding the sources of the servers: %v", err)
+	}
+	source := filepath.Join(strings.TrimSpace(string(here)), "servers")
 	b, err := os.ReadFile(filepath.Join(source, pins))
 	if err != nil {
 		tb.Fatal(err)

@@ -345,21 +345,15 @@ func TestOpenConnections(t *testing.T) {
 		f.wantServed(t, f.get(t, c))
 	})
 	t.Run("T5 expires while open", func(t *testing.T) {
-		leaf := device("d1")
-		leaf.Until = time.Now().Add(2 * time.Second)
-		cert := f.corp.Issue(t, leaf)
-		c := f.client(t, cert)
-		used := 0
+		var c *http.Client
 		trace := func() reply { return f.get(t, c) }
-		f.wantServed(t, trace())
-		for time.Now().Before(cert.Leaf.NotAfter.Add(time.Second)) {
-			used++
-			if r := trace(); r.StatusCode != http.StatusOK {
-				break
+		for life, used := 2*time.Second, 0; used < 2; life *= 4 { // a busy machine needs longer for two requests
+			leaf := device("d1")
+			leaf.Until = time.Now().Add(life)
+			cert := f.corp.Issue(t, leaf)
+			c = f.client(t, cert)
+			for used = 0; time.Now().Before(cert.Leaf.NotAfter.Add(time.Second)) && trace().StatusCode == http.StatusOK; used++ {
 			}
-		}
-		if used < 2 {
-			t.Fatal("the certificate was over before a second request")
 		}
 		r := f.wantRefused(t, "CERT-EXPIRED", trace)
 		if r.ProtoMajor == 1 && !r.Close {

@@ -7,7 +7,7 @@ import (
 
 // patience is by how much an evaluation may outlast its budget on the clock of the wall while it has not worked so long: on
 // a busy machine a thread waits for a processor.
-const patience = 4
+const patience = 20
 
 // afterWork calls do when the calling goroutine, which is bound to its thread from here on until stop, has worked for
 // budget, and at the latest after patience times that.

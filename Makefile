@@ -13,10 +13,12 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.release=$(VERSION)
 # Without gRPC's xDS and its protocol buffers, which only the Google client's direct path uses: 16 MB of memory less.
 # What is released, run, tested as a program and linted is compiled in one way, so once; tests are compiled for the race
-# detector beside it, which needs cgo.
+# detector beside it, which needs cgo; SQLite, which is C in the form of Go and works for one goroutine at a time, is left
+# alone by it, and seven times as fast for that.
 export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS) -trimpath -tags=disable_grpc_modules)
 export CGO_ENABLED := 0
-RACE := CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 $(GO) test -race -shuffle=on
+RACEFLAGS := -race $(foreach p,modernc.org/sqlite/lib modernc.org/libc modernc.org/memory,-gcflags=$p=-race=false)
+RACE := CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 $(GO) test $(RACEFLAGS) -shuffle=on
 
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -40,7 +42,7 @@ run:
 # that has the race detector waits a second at its end, if not told otherwise.
 test: deps
 	$(GO) build ./...
-	CGO_ENABLED=1 $(GO) list -race -export -deps -test ./... >/dev/null
+	CGO_ENABLED=1 $(GO) list $(RACEFLAGS) -export -deps -test ./... >/dev/null
 	$(RACE) -timeout 20m ./...
 
 check:

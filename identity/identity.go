@@ -30,7 +30,7 @@ type Options struct {
 	// DB, so that it is learnt at once and not with the next look.
 	Wake <-chan struct{}
 	// Poll is how often DB is asked for other nodes' changes, where no value in Wake
-	// came first; 0 is 30 s.
+	// came first; 0 is 30 s. Uses of tokens on other nodes are learnt each minute at most.
 	Poll time.Duration
 	// Keys is the folder in which pepper.txt is made, mode 0600, when
 	// Config.PepperFile is empty.
@@ -115,11 +115,12 @@ func Open(ctx context.Context, cfg Config, o Options) (*Service, error) {
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
-	s.done.Go(func() { s.upkeep(running) })
+	poll := cmp.Or(o.Poll, pollEvery)
+	s.done.Go(func() { s.upkeep(running, poll) })
 	if len(s.issuers) > 0 {
 		s.done.Go(func() { s.recheck(running) })
 	}
-	s.done.Go(func() { s.follow(running, cmp.Or(o.Poll, pollEvery), o.Wake) })
+	s.done.Go(func() { s.follow(running, poll, o.Wake) })
 	for _, i := range s.issuers {
 		s.done.Go(func() { i.keys.run(running, s.log) })
 	}

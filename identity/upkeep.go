@@ -15,10 +15,11 @@ const (
 	keepExpired = 7 * 24 * time.Hour
 )
 
-// upkeep writes down uses and clears away old tokens until ctx ends.
-func (s *Service) upkeep(ctx context.Context) {
-	flush, sweep := time.NewTicker(flushEvery), time.NewTicker(sweepEvery)
+// upkeep writes down uses, learns of those on other nodes and clears away old tokens until ctx ends.
+func (s *Service) upkeep(ctx context.Context, poll time.Duration) {
+	flush, learn, sweep := time.NewTicker(flushEvery), time.NewTicker(max(flushEvery, poll)), time.NewTicker(sweepEvery)
 	defer flush.Stop()
+	defer learn.Stop()
 	defer sweep.Stop()
 	for {
 		var err error
@@ -27,6 +28,8 @@ func (s *Service) upkeep(ctx context.Context) {
 			return
 		case <-flush.C:
 			err = s.flush(ctx)
+		case <-learn.C:
+			err = s.learnUses(ctx, 2*max(flushEvery, poll))
 		case <-sweep.C:
 			err = errors.Join(s.sweep(ctx, time.Now().Add(-keepExpired)), s.store.sweepSignIns(ctx, time.Now()), s.store.sweepNotices(ctx))
 		}
@@ -64,8 +67,12 @@ func (s *Service) flush(ctx context.Context) error {
 	for i, e := range moved {
 		e.stored = again[i].pepper
 	}
-	// A token that another node saw used is not idle here.
-	elsewhere, err := s.store.usesSince(ctx, time.Now().Add(-2*flushEvery-useGranularity*time.Second).Unix())
+	return nil
+}
+
+// learnUses reads what nodes wrote down in the last while: a token that another one saw used is not idle here.
+func (s *Service) learnUses(ctx context.Context, last time.Duration) error {
+	elsewhere, err := s.store.usesSince(ctx, time.Now().Add(-last-useGranularity*time.Second).Unix())
 	for _, u := range elsewhere {
 		if e := s.tokens.find(idOf(u.id)); e != s.tokens.ghost {
 			e.usedAt(u.at)

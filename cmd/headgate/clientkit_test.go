@@ -52,7 +52,8 @@ type company struct {
 	trust      *x509.CertPool // gateway and provider
 	jobs       *identitytest.Issuer
 	jobsCA     string
-	posture    string // the file of the posture feed
+	posture    string           // the file of the posture feed
+	ca         *identitytest.CA // signs for devices
 }
 
 // newCompany starts one over an upstream that has companyModules; ceilings are the lives of its tokens, as in the section
@@ -72,6 +73,7 @@ func newCompany(t *testing.T, up *mirrortest.Server, ceilings string) *company {
 		return identitytest.WriteFile(t, filepath.Join(dir, name), []byte(text))
 	}
 	ca := identitytest.NewCA(t, "devices")
+	c.ca = ca
 	c.jobsCA = write("jobs-ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: jobs.Certificate().Raw})))
 	write("mdm.csv", "id,observed_at,disk_encrypted\nlaptop-9,2020-01-01T00:00:00Z,yes\n")
 	write("policy/bundle.yaml", "name: test\nlibrary: default\n")

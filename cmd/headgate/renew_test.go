@@ -105,16 +105,21 @@ func (d *signedDevice) wantServed(t *testing.T, when string) {
 // age puts a certificate for the same key in place that began and ends as said.
 func (d *signedDevice) age(t *testing.T, begun, left time.Duration) {
 	t.Helper()
-	pair, err := loadDevice(d.folder)
+	age(t, d.ca, d.folder, begun, left)
+}
+
+func age(t *testing.T, ca *identitytest.CA, folder string, begun, left time.Duration) {
+	t.Helper()
+	pair, err := loadDevice(folder)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert := d.ca.Issue(t, identitytest.Leaf{
+	cert := ca.Issue(t, identitytest.Leaf{
 		URIs: []string{"spiffe://corp.example/device/laptop-17"}, Key: pair.PrivateKey.(*ecdsa.PrivateKey),
 		From: time.Now().Add(-begun), Until: time.Now().Add(left),
 	})
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})
-	identitytest.WriteFile(t, filepath.Join(d.folder, "cert.pem"), text)
+	identitytest.WriteFile(t, filepath.Join(folder, "cert.pem"), text)
 }
 
 // A device renews with the real verb at the real gateway: not too early, with a new key, again where the answer got lost,
@@ -221,6 +226,45 @@ func TestCertificateIsRenewedByTheWay(t *testing.T) {
 	if bytes.Equal(d.file(t, "key.pem"), key) || len(d.file(t, "cert.pem")) == 0 || strings.Count(notes.String(), "want a new key") != 1 {
 		t.Errorf("the refused key stood in the way of the next: %s", notes)
 	}
+}
+
+// A certificate is renewed under an agent that runs, by the verb and by the agent itself: the real go command builds on
+// through it, and the sign-in from before holds.
+func TestAgentAcrossRenewal(t *testing.T) {
+	t.Parallel()
+	c := newCompany(t, mirrortest.Start(t, companyModules...), "agent: 2s")
+	m := c.machine(t)
+	m.enrol("laptop-17", "person-ann")
+	c.report(t, "laptop-17", "yes")
+	m.login("ann")
+	folder := filepath.Join(m.home, ".config/headgate/device")
+	goproxy, _ := m.startAgent()
+	builds := func(when string) {
+		t.Helper()
+		if errs, err := m.build("GOPROXY="+goproxy, "GOAUTH=off"); err != nil {
+			t.Fatalf("%s: %v\n%s", when, err, errs)
+		}
+		if out := m.must("whoami"); !strings.Contains(out, "person-ann") {
+			t.Errorf("%s, the sign-in is over:\n%s", when, out)
+		}
+	}
+	builds("with the first certificate")
+	first := m.file("device/cert.pem")
+	m.must("device", "renew", "--url", "https://localhost:"+c.devicePort, "--ca", c.caFile(), "--force")
+	second := m.file("device/cert.pem")
+	if second == first {
+		t.Fatal("device renew --force leaves the certificate as it is")
+	}
+	builds("after the verb renewed it")
+	age(t, c.ca, folder, 80*24*time.Hour, 24*time.Hour)
+	aged := m.file("device/cert.pem")
+	m.outlive() // the next short token is got over the certificate in its last third
+	builds("in its last third")
+	if m.file("device/cert.pem") == aged {
+		t.Error("the agent did not renew the certificate")
+	}
+	m.outlive()
+	builds("after the agent renewed it")
 }
 
 func TestRenewalWithoutADevice(t *testing.T) {

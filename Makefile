@@ -13,11 +13,11 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X main.release=$(VERSION)
 # Without gRPC's xDS and its protocol buffers, which only the Google client's direct path uses: 16 MB of memory less.
 # What is released, run, tested as a program and linted is compiled in one way, so once; tests are compiled for the race
-# detector beside it, which needs cgo; SQLite, which is C in the form of Go and works for one goroutine at a time, is left
-# alone by it, and seven times as fast for that.
+# detector beside it, which needs cgo. It leaves SQLite (C in the form of Go) and compression alone: each of them works for
+# one goroutine at a time, and is seven times as fast for that.
 export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS) -trimpath -tags=disable_grpc_modules)
 export CGO_ENABLED := 0
-RACEFLAGS := -race $(foreach p,modernc.org/sqlite/lib modernc.org/libc modernc.org/memory,-gcflags=$p=-race=false)
+RACEFLAGS := -race $(foreach p,modernc.org/sqlite/lib modernc.org/libc modernc.org/memory compress/flate github.com/klauspost/compress/...,-gcflags=$p=-race=false)
 RACE := CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 $(GO) test $(RACEFLAGS) -shuffle=on
 
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0

@@ -284,7 +284,7 @@ func TestMetrics(t *testing.T) {
 			"headgate_auth_total none CREDENTIAL-INVALID": 0, "headgate_auth_total none CREDENTIAL-MISSING": 1,
 			"headgate_auth_total token CREDENTIAL-INVALID": 0, "headgate_auth_total token TOKEN-EXPIRED": 0,
 			"headgate_auth_total token TOKEN-REVOKED": 0, "headgate_auth_total token ok": 1, "headgate_auth_total token LOCKED": 0,
-			"headgate_auth_total jwt LOCKED": 0, "headgate_auth_total jwt SESSION-OVER": 0, "headgate_auth_total token SESSION-OVER": 0, "headgate_revocation_view_age_seconds": 0,
+			"headgate_auth_total jwt LOCKED": 0, "headgate_auth_total jwt SESSION-OVER": 0, "headgate_auth_total token SESSION-OVER": 0, "headgate_revocation_view_age_seconds": 0, "headgate_tokens 1": 0, "headgate_tokens none": 0,
 			"headgate_jwks_refresh_total corp error": 0, "headgate_jwks_refresh_total corp ok": 1,
 		}
 		compareMetrics(t, reg, want)

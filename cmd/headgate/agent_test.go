@@ -299,6 +299,7 @@ func TestAgentEndToEnd(t *testing.T) {
 
 // A device that is not one's own, or a key that is not the certificate's, opens nothing.
 func TestAgentOfAnotherDevice(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	ann, ben := c.machine(t), c.machine(t)
 	ann.enrol("laptop-17", "person-ann")

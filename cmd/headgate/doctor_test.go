@@ -58,6 +58,7 @@ func (x examination) wants(t *testing.T, check, state string, texts ...string) {
 
 // Doctor on a machine where all is well, and then with one thing wrong at a time. Each finding names its fix.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
 	c.signIn(t, m)

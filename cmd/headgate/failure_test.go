@@ -27,6 +27,7 @@ const bigModule = "/example.com/big/@v/v1.0.0.zip"
 // 200 callers for one cold zip of 60 MB: one upstream request, flat memory, and the same bytes for everybody. One in
 // ten reads to the end, the others leave after 2 MB; with SOAK set all read to the end.
 func TestHerd(t *testing.T) {
+	t.Parallel()
 	const callers, size, taste = 200, 60 << 20, 2 << 20
 	up := mirrortest.Start(t)
 	if err := up.AddBig("example.com/big", "v1.0.0", size); err != nil {
@@ -84,6 +85,7 @@ func (s *site) sum(path string, n int64) string {
 // E16: kill -9 in the middle of a large download: no partial file is visible or served afterwards, the log verifies,
 // and every request that was answered has its record.
 func TestKillDuringDownload(t *testing.T) {
+	t.Parallel()
 	up := mirrortest.Start(t)
 	if err := up.AddBig("example.com/big", "v1.0.0", 24<<20); err != nil {
 		t.Fatal(err)
@@ -250,6 +252,7 @@ func TestT71AuditDiskFull(t *testing.T) {
 // A full store: what is there is served, a cold file is 503 with a reason, never 404 or the upstream's fault, and the
 // gateway goes on by itself when space returns.
 func TestStoreDiskFull(t *testing.T) {
+	t.Parallel()
 	volume := tmpfs(t, "6m")
 	up := mirrortest.Start(t, helloModule, "module example.com/cold@v1.0.0\n-- go.mod --\nmodule example.com/cold\n")
 	s := newSite(t, up, "")

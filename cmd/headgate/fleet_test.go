@@ -113,6 +113,7 @@ func TestFleetLock(t *testing.T) {
 
 // TestFleetWithoutDatabase takes the state database away and gives it back.
 func TestFleetWithoutDatabase(t *testing.T) {
+	t.Parallel()
 	server, a, _ := fleet(t)
 	warm := []string{"/example.com/hello/@v/list", "/example.com/hello/@v/v1.0.0.info", "/example.com/hello/@v/v1.0.0.mod", "/example.com/hello/@v/v1.0.0.zip"}
 	for _, path := range warm {

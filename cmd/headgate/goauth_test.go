@@ -160,6 +160,7 @@ func (m *machine) downloads(up *mirrortest.Server) {
 // E17, C32, with the real helper: a token bound to the device, got over mTLS, ends by its clock in the middle of go mod
 // download. The download goes on, and the developer sees nothing of it.
 func TestGoauthTokenExpiresInMidDownload(t *testing.T) {
+	t.Parallel()
 	up := mirrortest.Start(t, companyModules...)
 	var m *machine
 	var once sync.Once

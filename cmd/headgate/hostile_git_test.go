@@ -34,6 +34,7 @@ type hostileCase struct {
 // N17: whatever a repository or its server does, the answer is clear, nothing of it runs, nothing bad is stored, and
 // neither folders nor processes are left. Peak memory above idle is printed for the gateway and for its children.
 func TestHostileGit(t *testing.T) {
+	t.Parallel()
 	s := newPrivateSite(t, "  fetch_timeout: 2m\n")
 	canary := filepath.Join(s.dir, "canary")
 	s.ask(t, canary, append(hostileTrees(canary), hostileSizes()...))

@@ -53,6 +53,7 @@ func (a attack) module(i int) string {
 // A hostile upstream: each attack is refused with a clear text and the right status, nothing of it is stored, no
 // temporary file stays, the next good answer works, and memory stays small.
 func TestHostileUpstream(t *testing.T) {
+	t.Parallel()
 	up := mirrortest.StartTLS(t, helloModule)
 	other := mirrortest.StartTLS(t)
 	leaks := watch(other)

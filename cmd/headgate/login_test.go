@@ -16,6 +16,7 @@ import (
 // A person signs in at a terminal: a code, allowed in a browser after a sign-in at a real OpenID provider. From then on
 // the go command works, with nothing else set, and logout takes back exactly what login did.
 func TestLoginByDeviceCode(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
 	before := map[string]string{"GOPRIVATE": "corp.example/*", "GOSUMDB": "off", "GOBIN": "/opt/bin"}

@@ -28,6 +28,7 @@ const plantedSinks = `audit:
 // A38, A39: no secret that the gateway was given or made stands in a file of it but in the one that keeps it, in what
 // sinks were given, in its metrics, or in what it and its verbs print.
 func TestA38NoPlantedSecretIsFound(t *testing.T) {
+	t.Parallel()
 	ann := identitytest.User{Login: "ann", Password: "s3cret", ID: "person-1"}
 	_, provider, browser, caFile := identitytest.Serve(t, identitytest.ProviderConfig{Users: []identitytest.User{ann}})
 	clientSecret := filepath.Join(t.TempDir(), "client-secret")

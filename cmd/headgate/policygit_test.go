@@ -74,6 +74,7 @@ func (s *policySite) status(want string) string {
 
 // A bundle that takes all the memory and time there is ends in its own process; the gateway serves on and says so.
 func TestP12GiantBundle(t *testing.T) {
+	t.Parallel()
 	s := newPolicySite(t)
 	good := s.repo.Git("", nil, "rev-parse", "main")
 	if out, err := s.headgate("policy", "status"); err != nil || !strings.Contains(out, good) || !strings.Contains(out, s.key.Fingerprint) {
@@ -120,6 +121,7 @@ func (s *policySite) wantMetric(line string) {
 
 // P29: killed while a push is on its way, the gateway comes back with a verified revision, also with its repository away.
 func TestP29KilledOnTheWay(t *testing.T) {
+	t.Parallel()
 	s := newPolicySite(t)
 	known := map[string]bool{s.repo.Git("", nil, "rev-parse", "main"): true}
 	for _, after := range []time.Duration{0, 300, 700, 1100, 1600, 2200} {

@@ -184,6 +184,7 @@ func (s *privateSite) timed(path string, versions int) time.Duration {
 // B17, N1, N3, N14: a private repository with 500 tags costs one clone; then a list costs nothing, and one look at it
 // after a push. Times are printed, counts are judged.
 func TestPrivateRepositoryOf500Tags(t *testing.T) {
+	t.Parallel()
 	s := newPrivateSite(t, "")
 	const tags = 500
 	r := s.repo("team/many", nil)

@@ -150,6 +150,7 @@ func TestTokenEndsInMidRun(t *testing.T) {
 // The go command asks for each file of a version that it is refused. A report shows one refusal, with its count, and a build
 // of 300 modules meets no limit.
 func TestT78BuildsAndRefusals(t *testing.T) {
+	t.Parallel()
 	up := mirrortest.Start(t, "module example.com/refused@v1.0.0\n-- go.mod --\nmodule example.com/refused\n-- p.go --\npackage p\n")
 	mod := "module example.com/main\n\ngo 1.21\n"
 	for i := range 300 {

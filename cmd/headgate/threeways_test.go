@@ -104,6 +104,7 @@ func TestSameBuildThreeWays(t *testing.T) {
 
 // The GOAUTH helper on a device, without an agent: the token is bound to the device, and policy sees it.
 func TestBuildWithGoauthOnDevice(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, mirrortest.Start(t, companyModules...), "")
 	m := c.machine(t)
 	m.enrol("laptop-17", "person-ann")

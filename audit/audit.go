@@ -70,7 +70,7 @@ func (c Config) Validate() []error {
 		errs = append(errs, fmt.Errorf("publish_grace: %s; want %s at least, and a place to publish to", c.PublishGrace, publishLost))
 	}
 	if c.Retention != 0 && c.Retention < time.Hour {
-		errs = append(errs, fmt.Errorf("retention: %s is too short; want at least 1h, or 0 for the default of %s", c.Retention, defaultRetention))
+		errs = append(errs, fmt.Errorf("retention: %s is too short; want at least 1h, or 0 for the default of %s", c.Retention, DefaultRetention))
 	}
 	if _, err := time.Parse(time.DateOnly, c.Hold); c.Hold != "" && err != nil {
 		errs = append(errs, fmt.Errorf("hold: %q is no day; want one as in 2026-11-23, or nothing", c.Hold))
@@ -172,7 +172,7 @@ func open(cfg Config, o Options, d disk) (_ *Log, err error) {
 		cfg.PublishGrace = defaultGrace
 	}
 	if cfg.Retention == 0 {
-		cfg.Retention = defaultRetention
+		cfg.Retention = DefaultRetention
 	}
 	if o.Cluster == "" {
 		o.Cluster = "local"

@@ -16,8 +16,8 @@ import (
 	"github.com/headgate/headgate/audit/sinks"
 )
 
-// defaultRetention is a year.
-const defaultRetention = 365 * 24 * time.Hour
+// DefaultRetention is how long records are kept where Config.Retention is 0: a year.
+const DefaultRetention = 365 * 24 * time.Hour
 
 // removal is what a control record says of records whose retention is over: all of the epoch before SeqTo+1, whose tree
 // had this root. Their leaf hashes stay, so the tree over them, and every proof made before, still verify.

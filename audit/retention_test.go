@@ -16,7 +16,7 @@ import (
 )
 
 // year is when all that a test writes is past its retention.
-func year() time.Time { return time.Now().Add(defaultRetention + time.Hour) }
+func year() time.Time { return time.Now().Add(DefaultRetention + time.Hour) }
 
 // inBubble is t.Run where time goes by as fast as nobody needs it: a removal waits for a checkpoint.
 func inBubble(t *testing.T, name string, test func(t *testing.T)) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/valyala/fastjson"
@@ -28,15 +29,79 @@ func ReadRecording(ctx context.Context, name string, since time.Time) (*policy.R
 		return nil, fmt.Errorf("reading recorded decisions: %w", err)
 	}
 	r := &recorder{into: policy.NewRecording(), since: since}
-	if info.IsDir() {
-		err = audit.Tail(ctx, name, audit.TailOptions{Since: since, NoLeaf: true}, func(e audit.Entry) error { return r.record(e.Raw) })
-	} else {
-		err = r.file(ctx, name)
-	}
-	if err != nil {
+	if err := eachRecord(ctx, name, info.IsDir(), since, r.record); err != nil {
 		return nil, fmt.Errorf("reading recorded decisions of %s: %w", name, err)
 	}
 	return r.into, nil
+}
+
+// eachRecord gives each record of a log's folder since a time, or all of a file.
+func eachRecord(ctx context.Context, name string, folder bool, since time.Time, do func(raw []byte) error) error {
+	if folder {
+		return audit.Tail(ctx, name, audit.TailOptions{Since: since, NoLeaf: true}, func(e audit.Entry) error { return do(e.Raw) })
+	}
+	return eachLine(ctx, name, do)
+}
+
+// A Found is a decision that was looked up in the log by its id.
+type Found struct {
+	policy.Recorded
+	Subject  string   `json:"subject"`
+	Status   int      `json:"status"`
+	Codes    []string `json:"codes,omitempty"`  // of a refusal
+	Reason   string   `json:"reason,omitempty"` // as recorded
+	Revision string   `json:"revision"`         // of the policy that answered
+	Judged   bool     `json:"judged"`           // policy was asked: else it was refused before
+}
+
+// FindDecisions looks up the decisions whose event id begins with id, in any case, as a denial shows it; out of an audit
+// log's folder or a file of its records. The recording has the snapshots of their questions.
+func FindDecisions(ctx context.Context, name, id string) ([]Found, *policy.Recording, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking up decision %s: %w", id, err)
+	}
+	var all []Found
+	var parser fastjson.Parser
+	needed, begins := map[string]bool{}, []byte(`"event_id":"`+strings.ToUpper(id))
+	err = eachRecord(ctx, name, info.IsDir(), time.Time{}, func(raw []byte) error {
+		if !bytes.Contains(raw, begins) {
+			return nil
+		}
+		v, err := parser.ParseBytes(raw)
+		if err != nil || audit.Kind(text(v, "kind")) != audit.KindDecision {
+			return err
+		}
+		f := Found{
+			Subject: text(v, "subject", "id"), Status: v.GetInt("decision", "status"), Reason: text(v, "decision", "reason"),
+			Revision: text(v, "policy_rev"), Judged: judged(v),
+		}
+		for _, code := range v.GetArray("decision", "codes") {
+			f.Codes = append(f.Codes, text(code))
+		}
+		if f.Judged {
+			f.Recorded = recordedOf(v)
+			needed[f.Asker], needed[f.Resource] = true, true
+		} else {
+			f.Recorded = policy.Recorded{ID: text(v, "event_id"), Time: time.Unix(0, v.GetInt64("t")).UTC(), Action: text(v, "action"), Path: text(v, "module"), Version: text(v, "version")}
+		}
+		all = append(all, f)
+		return nil
+	})
+	recording := policy.NewRecording()
+	if err == nil && len(needed) > 0 {
+		r := &recorder{into: recording, only: needed}
+		err = eachRecord(ctx, name, info.IsDir(), time.Time{}, r.record)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking up decision %s in %s: %w", id, name, err)
+	}
+	return all, recording, nil
+}
+
+// judged tells whether a decision's record has answers of policy.
+func judged(v *fastjson.Value) bool {
+	return len(v.GetArray("eval", "effects")) > 0 && text(v, "decision", "effect") != "error" && policy.IsAction(text(v, "action"))
 }
 
 const (
@@ -70,9 +135,10 @@ type recorder struct {
 	json  fastjson.Parser
 	into  *policy.Recording
 	since time.Time
+	only  map[string]bool // snapshots that are wanted, and no decisions; nil: all of both
 }
 
-func (r *recorder) file(ctx context.Context, name string) error {
+func eachLine(ctx context.Context, name string, do func(raw []byte) error) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -87,7 +153,7 @@ func (r *recorder) file(ctx context.Context, name string) error {
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
 		}
-		if err := r.record(lines.Bytes()); err != nil {
+		if err := do(lines.Bytes()); err != nil {
 			return fmt.Errorf("line %d: %w", n, err)
 		}
 	}
@@ -111,12 +177,12 @@ func (r *recorder) record(raw []byte) error {
 	}
 	switch audit.Kind(text(v, "kind")) {
 	case audit.KindControl:
-		if input := v.Get("input"); input != nil && text(v, "control", "what") == audit.ControlSnapshot {
-			r.into.Snapshot(text(v, "control", "id"), input.MarshalTo(nil))
+		id := text(v, "control", "id")
+		if input := v.Get("input"); input != nil && text(v, "control", "what") == audit.ControlSnapshot && (r.only == nil || r.only[id]) {
+			r.into.Snapshot(id, input.MarshalTo(nil))
 		}
 	case audit.KindDecision:
-		late := !time.Unix(0, v.GetInt64("t")).Before(r.since)
-		if late && len(v.GetArray("eval", "effects")) > 0 && text(v, "decision", "effect") != "error" && policy.IsAction(text(v, "action")) {
+		if late := !time.Unix(0, v.GetInt64("t")).Before(r.since); late && r.only == nil && judged(v) {
 			r.into.Decision(recordedOf(v))
 		}
 	}

@@ -221,21 +221,46 @@ func flipKind(was, is Answer, final bool, err error) string {
 	return ""
 }
 
-// ask asks both questions, the second one where access allows and there is a version to judge.
+// ask asks both questions, in short.
 func (g *Generation) ask(ctx context.Context, in *Input, r *Resource) (Answer, error) {
-	one := *in
-	d, err := g.Access(ctx, &one)
-	if err == nil && d.Effect == Allow && r != nil {
-		one.released(d)
-		var all []Decision
-		if all, err = g.Release(ctx, &one, []Resource{*r}); err == nil {
-			d = all[0]
-		}
-	}
+	d, err := g.decide(ctx, in, r)
 	if err != nil {
 		return Answer{}, err
 	}
 	return answerOf(d), nil
+}
+
+// decide asks both questions, the second one where access allows and there is a version to judge.
+func (g *Generation) decide(ctx context.Context, in *Input, r *Resource) (Decision, error) {
+	one := *in
+	d, err := g.Access(ctx, &one)
+	if err != nil || d.Effect != Allow || r == nil {
+		return d, err
+	}
+	one.released(d)
+	all, err := g.Release(ctx, &one, []Resource{*r})
+	if err != nil {
+		return Decision{}, err
+	}
+	return all[0], nil
+}
+
+// Explained is one recorded decision, asked again in full.
+type Explained struct {
+	Decision Decision  `json:"answer"`
+	Input    *Input    `json:"input"`
+	Resource *Resource `json:"resource,omitempty"` // the version and what was known of it; nil where none was judged
+}
+
+// Explain asks the question of one recorded decision again, out of the snapshots of a recording. That one of them is not in
+// the log any more is an error.
+func (g *Generation) Explain(ctx context.Context, r *Recording, d Recorded) (Explained, error) {
+	in, resource, err := r.question(&d)
+	if err != nil {
+		return Explained{}, err
+	}
+	answer, err := g.decide(ctx, in, resource)
+	return Explained{Decision: answer, Input: in, Resource: resource}, err
 }
 
 // released takes over from the access decision what release is asked under.

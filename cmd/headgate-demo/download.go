@@ -42,11 +42,12 @@ type downloads struct {
 	times     map[string][]goRun // by way
 	traffic   map[string]traffic // of the last run of a way
 	runs      int
+	off       bool // the machine's own upstream is asked without the checksum database, too
 	real      map[string]goRun
 }
 
 // download prints the table. The machine's own upstream is asked twice for everything, once straight and once through
-// the gateway; all else goes to an archive of what came.
+// the gateway, and as often again with off; all else goes to an archive of what came.
 func download(ctx context.Context, d *downloads) (err error) {
 	d.files = cmp.Or(d.files, filepath.Join(d.dir, "archive-files"))
 	d.traffic = map[string]traffic{}
@@ -247,6 +248,21 @@ func (d *downloads) asked(ctx context.Context) (err error) {
 	}
 	d.t.say("straight %s; through the gateway, cold, %s: %.2f (target 1.10); it sent %d requests upstream.",
 		seconds(d.real["direct"].took), seconds(d.real["cold"].took), ratio(d.real["cold"].took, d.real["direct"].took), n)
+	if !d.off {
+		return nil
+	}
+	straight.sumdb, straight.keep = "off", ""
+	if d.real["direct off"], err = d.goes(ctx, straight, "mod", "download"); err != nil {
+		return err
+	}
+	if err := d.fresh(ctx, fmt.Sprintf("mirror: {upstreams: [%q]}\n", d.upstream)); err != nil {
+		return err
+	}
+	if d.real["cold off"], err = d.goes(ctx, d.through("cold off", "off"), "mod", "download"); err != nil {
+		return err
+	}
+	d.t.say("without the checksum database at the client: straight %s; through the gateway, cold, which verifies all the same, %s: %.2f (target 1.50).",
+		seconds(d.real["direct off"].took), seconds(d.real["cold off"].took), ratio(d.real["cold off"].took, d.real["direct off"].took))
 	return nil
 }
 

@@ -33,6 +33,7 @@ Flags:
   --keep    keep the temporary folder and say where it is
   --stay    stay until interrupted
   --archive DIR   download: keep there what comes from the upstream; a later run does not ask it again
+  --off           download: ask the machine's own upstream without the checksum database, too: twice as much from it
   --runs N        download: rounds of measurement, 3 if not said; 0 only fills the archive
 
 Examples:
@@ -85,12 +86,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	var keep, stay bool
 	var archive string
 	var runs int
+	var off bool
 	flags := flag.NewFlagSet("headgate-demo", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.BoolVar(&keep, "keep", false, "")
 	flags.BoolVar(&stay, "stay", false, "")
 	flags.StringVar(&archive, "archive", "", "")
 	flags.IntVar(&runs, "runs", downloadRuns, "")
+	flags.BoolVar(&off, "off", false, "")
 	err := flags.Parse(args)
 	verb := flags.Arg(0)
 	if err == nil && verb != "" {
@@ -107,13 +110,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	switch {
 	case flags.NArg() > 0:
 		return fmt.Errorf("%w: %q is too much", errUse, flags.Args())
-	case (archive != "" || runs != downloadRuns) && verb != "download" || runs < 0:
-		return fmt.Errorf("%w: --archive and --runs, 0 or more, are of download", errUse)
+	case (archive != "" || runs != downloadRuns || off) && verb != "download" || runs < 0:
+		return fmt.Errorf("%w: --archive, --off and --runs, 0 or more, are of download", errUse)
 	case verb == "bench" && !stay:
 		return inFolder(ctx, keep, t, bench)
 	case verb == "download" && !stay:
 		return inFolder(ctx, keep, t, func(ctx context.Context, dir string, t *teller) error {
-			return download(ctx, &downloads{dir: dir, files: archive, runs: runs, t: t})
+			return download(ctx, &downloads{dir: dir, files: archive, runs: runs, off: off, t: t})
 		})
 	case verb != "":
 		return fmt.Errorf("%w: there is no verb %q, or not with these flags", errUse, verb)

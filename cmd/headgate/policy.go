@@ -15,7 +15,7 @@ import (
 )
 
 func policyCommand(file *string) *cobra.Command {
-	return group("policy", "what is allowed, and where that comes from", "  headgate policy status", policyStatusCommand(file), policyInitCommand(), policyTestCommand(file), policyLintCommand(), policyBenchCommand(), policyReplayCommand(file), policyDiffCommand(file), policyReadsCommand(file), policyExplainCommand(), policyTryCommand())
+	return group("policy", "what is allowed, and where that comes from", "  headgate policy status", policyStatusCommand(file), policyInitCommand(), policyTestCommand(file), policyLintCommand(), policyBenchCommand(), policyReplayCommand(file), policyDiffCommand(file), policyReadsCommand(file), policyExplainCommand(file), policyTryCommand())
 }
 
 func policyStatusCommand(file *string) *cobra.Command {

@@ -20,23 +20,30 @@ import (
 	"github.com/headgate/headgate/policy"
 )
 
-func policyExplainCommand() *cobra.Command {
+func policyExplainCommand(file *string) *cobra.Command {
 	var q checkRun
+	var log string
 	cmd := &cobra.Command{
-		Use: "explain PATH[@VERSION]", Short: "say why a version is refused, or why there is none newer",
+		Use: "explain PATH[@VERSION] | ID", Short: "say why a version is refused, why there is none newer, or why a decision was what it was",
 		Long: `explain asks what the gateway answers this user about a version, and prints every rule that had a say, what is forgiven, what works
 now, when it changes and which waiver would allow it. About a path alone it says which versions are held back, and until when.
 It asks as headgate check does: as the sign-in of headgate login, else with .netrc, or with --token-file; or the policy of --bundle.
+ID is that of a decision, whole or its beginning, as a denial, Headgate-Decision and the audit log show it. Then explain reads the audit log
+and the kept policies of this machine's gateway, asks what was asked then of the policy that answered then, and says whether the one of
+today answers otherwise.
 Exit codes: 0 it may be used, 1 it could not be found out, 3 it is refused, or nothing of the module may be chosen.`,
-		Example: "  headgate policy explain golang.org/x/text\n  headgate policy explain golang.org/x/text@v0.3.0 --json\n  headgate policy explain example.com/m@v1.2.0 --bundle go-policy --facts facts.json",
+		Example: "  headgate policy explain golang.org/x/text\n  headgate policy explain golang.org/x/text@v0.3.0 --json\n  headgate policy explain example.com/m@v1.2.0 --bundle go-policy --facts facts.json\n  headgate policy explain 7kq2m4xw",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := q.valid(); err != nil {
 				return err
 			}
+			if decisionID.MatchString(args[0]) {
+				return explainDecision(cmd.Context(), *file, log, args[0], q.asJSON, cmd.OutOrStdout())
+			}
 			path, version, ok := strings.Cut(args[0], "@")
 			if err := module.CheckPath(path); err != nil || ok && version == "" {
-				return &useError{errors.Join(fmt.Errorf("%q: want PATH or PATH@VERSION", args[0]), err)}
+				return &useError{errors.Join(fmt.Errorf("%q: want PATH, PATH@VERSION or the ID of a decision", args[0]), err)}
 			}
 			if ok {
 				return q.explainVersion(cmd.Context(), module.Version{Path: path, Version: version}, cmd.OutOrStdout())
@@ -46,6 +53,7 @@ Exit codes: 0 it may be used, 1 it could not be found out, 3 it is refused, or n
 	}
 	q.asks(cmd)
 	cmd.Flags().BoolVar(&q.asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVar(&log, "log", "", "for ID: audit `FOLDER`, or a file of records as JSON lines, schema native (default: the configuration's)")
 	return cmd
 }
 

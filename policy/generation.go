@@ -48,6 +48,7 @@ type Generation struct {
 	refusals *int       // of recorded allows that are meant; nil: not said
 	access   *entryPoint
 	release  *entryPoint
+	lists    *lists
 }
 
 // Revision is the name of the bundle for people.
@@ -87,7 +88,7 @@ func compile(ctx context.Context, b *bundle, workers chan struct{}, m *meters, m
 		return nil, fmt.Errorf("compiling: %w", compiler.Errors)
 	}
 	store := inmem.NewFromASTObject(b.data)
-	g := &Generation{revision: b.revision, digest: b.digest, deny: b.deny, data: b.data, refusals: b.manifest.ReplayRefusals}
+	g := &Generation{revision: b.revision, digest: b.digest, deny: b.deny, data: b.data, refusals: b.manifest.ReplayRefusals, lists: newLists()}
 	for _, e := range []struct {
 		name    string
 		release bool
@@ -147,13 +148,34 @@ func (g *Generation) Release(ctx context.Context, in *Input, resources []Resourc
 		_, err = g.release.note(Decision{}, err, time.Now())
 		return nil, err
 	}
-	decisions := make([]Decision, len(resources))
-	if len(resources) == 1 {
-		if decisions[0], err = g.judge(ctx, in, &resources[0]); err != nil {
+	switch {
+	case len(resources) == 1:
+		d, err := g.judge(ctx, in, &resources[0])
+		if err != nil {
 			return nil, err
 		}
+		return []Decision{d}, nil
+	case len(resources) == 0 || g.release.distrust.Load():
+		return g.judgeAll(ctx, in, resources)
+	}
+	start := time.Now()
+	enc := encoders.Get().(*encoder)
+	defer encoders.Put(enc)
+	g.release.listKey(enc, in, resources[0].Path)
+	if decisions := g.lists.get(enc.buf, resources); decisions != nil {
+		g.release.metrics.decidedAll(g.release.name, decisions, time.Since(start))
 		return decisions, nil
 	}
+	decisions, err := g.judgeAll(ctx, in, resources)
+	if err == nil {
+		g.lists.put(enc.buf, resources, decisions)
+	}
+	return decisions, err
+}
+
+// judgeAll judges each version of a list, in parallel.
+func (g *Generation) judgeAll(ctx context.Context, in *Input, resources []Resource) ([]Decision, error) {
+	decisions := make([]Decision, len(resources))
 	ctx, cancel := context.WithTimeoutCause(ctx, listBudget+time.Duration(len(resources))*oneBudget, errListBudget)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)

@@ -107,7 +107,7 @@ func BenchBundle(ctx context.Context, fsys, library fs.FS, o BenchOptions) (*Ben
 	if r.Slowest, err = b.slowest(ctx, g, questions); err != nil {
 		return nil, err
 	}
-	return r, r.list(ctx, g.release, plain)
+	return r, r.list(ctx, g, plain)
 }
 
 // hold sets the targets: 100 ns and 1 µs for what is cached, 50 and 500 µs for what is evaluated.
@@ -195,45 +195,59 @@ func (e *entryPoint) measure(ctx context.Context, m *Measurement, questions []*I
 }
 
 // list judges the versions of a long list, twice, as the gateway does but for the budgets, which a busy machine exceeds.
-func (r *Bench) list(ctx context.Context, e *entryPoint, plain *Input) error {
-	versions := make([]*Input, r.List)
-	for i := range versions {
-		in := *plain
-		in.Action = NewAction("list")
-		in.Resource.Version = fmt.Sprintf("v1.%d.%d", i/100, i%100)
-		in.Resource.AgeDays, in.Resource.FirstSeenDay, in.Resource.Known.Age = i%90, in.Context.Day-i%90, "ok"
-		versions[i] = &in
+func (r *Bench) list(ctx context.Context, g *Generation, plain *Input) error {
+	in := *plain
+	in.Action = NewAction("list")
+	resources := make([]Resource, r.List)
+	for i := range resources {
+		resources[i] = plain.Resource
+		f := &resources[i].Facts
+		f.Version = fmt.Sprintf("v1.%d.%d", i/100, i%100)
+		f.AgeDays, f.FirstSeenDay, f.Known.Age = i%90, in.Context.Day-i%90, "ok"
 	}
-	keys := make([]string, r.List)
+	decisions := make([]Decision, r.List)
+	var enc encoder
 	for _, into := range []*int64{&r.ListColdNS, &r.ListWarmNS} {
 		start := time.Now()
-		group, ctx := errgroup.WithContext(ctx)
-		workers := runtime.GOMAXPROCS(0)
-		for first := range workers {
-			group.Go(func() error {
-				for i := first; i < len(versions); i += workers {
-					d, err := e.decide(ctx, versions[i], oneTest)
-					if err != nil {
-						return fmt.Errorf("asking about a list: %w", err)
-					}
-					keys[i] = d.Eval.KeyHash
-				}
-				return nil
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return err
+		g.release.listKey(&enc, &in, in.Resource.Path)
+		if g.lists.get(enc.buf, resources) == nil { // as when the list is longer than what is kept
+			if err := g.release.decideEach(ctx, in, resources, decisions); err != nil {
+				return fmt.Errorf("asking about a list: %w", err)
+			}
+			g.lists.put(enc.buf, resources, decisions)
 		}
 		*into = time.Since(start).Nanoseconds()
+	}
+	keys := make([]string, len(decisions))
+	for i := range decisions {
+		keys[i] = decisions[i].Eval.KeyHash
 	}
 	slices.Sort(keys)
 	r.ListAnswers = len(slices.Compact(keys))
 	return nil
 }
 
-// heapBytes is what is reachable now.
+// decideEach fills in the decisions on versions, as many at once as the machine has processors.
+func (e *entryPoint) decideEach(ctx context.Context, in Input, resources []Resource, decisions []Decision) error {
+	group, ctx := errgroup.WithContext(ctx)
+	workers := runtime.GOMAXPROCS(0)
+	for first := range workers {
+		group.Go(func() (err error) {
+			one := in
+			for i := first; i < len(resources) && err == nil; i += workers {
+				one.Resource = resources[i]
+				decisions[i], err = e.decide(ctx, &one, oneTest)
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+// heapBytes is what is reachable now. What pools hold goes with the second collection.
 func heapBytes() int64 {
 	var m runtime.MemStats
+	runtime.GC()
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)

@@ -85,6 +85,26 @@ func (m *meters) decided(entry string, d Decision, took time.Duration) {
 	m.durations[meterKey{entry, "", d.Eval.Cached}].Observe(took.Seconds())
 }
 
+// decidedAll counts the answers of a list that were known together; took is shared among them.
+func (m *meters) decidedAll(entry string, all []Decision, took time.Duration) {
+	each := took.Seconds() / float64(len(all))
+	for _, cached := range []bool{false, true} {
+		durations := m.durations[meterKey{entry, "", cached}]
+		for _, effect := range []Effect{Allow, Deny} {
+			n := 0
+			for i := range all {
+				if all[i].Effect == effect && all[i].Eval.Cached == cached {
+					durations.Observe(each)
+					n++
+				}
+			}
+			if n > 0 {
+				m.decisions[meterKey{entry, effect, cached}].Add(float64(n))
+			}
+		}
+	}
+}
+
 func (m *meters) failed(entry string, took time.Duration) {
 	m.decisions[meterKey{entry, "error", false}].Inc()
 	m.durations[meterKey{entry, "", false}].Observe(took.Seconds())

@@ -44,8 +44,10 @@ func TestA4FullDiskDrains(t *testing.T) {
 	}
 	sealNow(t, l)
 	firsts := l.packedAll(t)
-	useUp(t, filepath.Join(volume, "filler"))
+	filler := filepath.Join(volume, "filler")
+	useUp(t, filler)
 	eventually(t, "the log refuses", func() bool { return l.Writable() != nil })
+	leave(t, filler, cfg.SegmentBytes/2) // the ballast's room, which the filler may have taken
 	if err := l.Append(t.Context(), benchRecord()); !errors.Is(err, errFull) {
 		t.Fatalf("Append on a full disk: %v", err)
 	}
@@ -123,6 +125,24 @@ func useUp(t *testing.T, name string) {
 	}
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("filling the volume: %v", err)
+	}
+}
+
+// leave shortens the filler until its volume has n bytes free.
+func leave(t *testing.T, name string, n int64) {
+	t.Helper()
+	var v syscall.Statfs_t
+	info, err := os.Stat(name)
+	if err == nil {
+		err = syscall.Statfs(name, &v)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if less := n - int64(v.Bavail)*v.Bsize; less > 0 {
+		if err := os.Truncate(name, info.Size()-less); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

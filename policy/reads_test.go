@@ -20,10 +20,14 @@ import (
 func TestReadSetIsRight(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 44))
 	evaluated, changed, denied := 0, 0, 0
+	inputs := 40
+	if os.Getenv("SOAK") != "" {
+		inputs = 1000
+	}
 	for range 8 {
 		files := randomBundle(random)
 		g := generationOf(t, files)
-		for range 120 {
+		for range inputs {
 			in := &Input{}
 			fill(random, reflect.ValueOf(in).Elem(), "input")
 			in.Schema = InputSchema

@@ -27,7 +27,6 @@ const bigModule = "/example.com/big/@v/v1.0.0.zip"
 // 200 callers for one cold zip of 60 MB: one upstream request, flat memory, and the same bytes for everybody. One in
 // ten reads to the end, the others leave after 2 MB; with SOAK set all read to the end.
 func TestHerd(t *testing.T) {
-	t.Parallel()
 	const callers, size, taste = 200, 60 << 20, 2 << 20
 	up := mirrortest.Start(t)
 	if err := up.AddBig("example.com/big", "v1.0.0", size); err != nil {

@@ -38,7 +38,13 @@ Exit codes: 0 it may be used, 1 it could not be found out, 3 it is refused, or n
 			if err := q.valid(); err != nil {
 				return err
 			}
-			if decisionID.MatchString(args[0]) {
+			decision := decisionID.MatchString(args[0])
+			switch {
+			case decision && (q.bundle.dir != "" || q.url != "" || q.tokenFile != ""):
+				return &useError{errors.New("a decision is read out of the log on the gateway's machine; leave out --bundle, --url and --token-file")}
+			case !decision && log != "":
+				return &useError{fmt.Errorf("--log goes with the ID of a decision; %q is none", args[0])}
+			case decision:
 				return explainDecision(cmd.Context(), *file, log, args[0], q.asJSON, cmd.OutOrStdout())
 			}
 			path, version, ok := strings.Cut(args[0], "@")

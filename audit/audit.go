@@ -144,6 +144,8 @@ type Log struct {
 	unpacked []int64   // first seq of segments that are sealed and not packed yet
 	sealed   int       // segments
 
+	notBefore int64 // append time that the next frame has at least
+
 	unpublished bool      // for longer than the grace
 	publishedAt time.Time // when a place last took a checkpoint
 

@@ -277,7 +277,9 @@ func (l *Log) write(b *batch) error {
 		return l.failed(err)
 	}
 	tree, prev := l.durable, l.prev // only who holds busy changes them, so reading needs no lock
-	l.stamp = max(time.Now().UnixNano(), l.stamp+1)
+	l.mu.Lock()
+	l.stamp = max(time.Now().UnixNano(), l.stamp+1, l.notBefore)
+	l.mu.Unlock()
 	for rest, first := b.buf, true; len(rest) > 0; first = false {
 		prev, rest = stampFrame(rest, first, tree.size, l.stamp, prev)
 		tree.push(prev)

@@ -41,6 +41,21 @@ func (x exported) size() int64 {
 	return x.durable.size
 }
 
+// passed promises that behind the first records, which are all there are, none is appended at or before a time. It
+// cannot do so while one may be under way.
+func (x exported) passed(at, records int64) bool {
+	if time.Now().UnixNano() <= at {
+		return false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.busy || x.durable.size != records {
+		return false
+	}
+	x.notBefore = max(x.notBefore, at+1)
+	return true
+}
+
 // Control implements sinks.Log.
 func (x exported) Control(n sinks.Notice) {
 	x.Note(x.controlRecord(Control{What: n.What, Sink: n.Sink, SeqFrom: n.SeqFrom, SeqTo: n.SeqTo, Count: n.Count, ErrClass: n.Class}))
@@ -83,6 +98,7 @@ func (x exported) Reader(at sinks.Position, format string) (sinks.Reader, error)
 	if r.tree = edge; r.Position() != at {
 		return nil, fmt.Errorf("going on at record %d of %s: the tree before it is another: %w", at.Next, at.Origin, sinks.ErrPosition)
 	}
+	r.next, r.join = at.Next, recall(r.layout, at.Next)
 	return r, nil
 }
 
@@ -106,16 +122,20 @@ func edgeAt(l layout, size int64) (edge, error) {
 	return e, nil
 }
 
-// An exportReader reads durable records across segments and epochs.
+// An exportReader reads durable records across segments and epochs. Its trail ends before the oldest record that was
+// not given: of what was given behind it, a sink that starts there again gives the same events under the same ids.
 type exportReader struct {
 	layout
+	trail
 	log     exported
 	schema  *schema.Encoder
 	origin  string
-	tree    edge
+	next    int64 // number of the next record to read
+	join    *joiner
+	counted int64 // outcomes before the trail's end that were given with their decision
 	file    *segmentFile
 	scan    *scanner
-	held    *frame // read, but it did not fit the last batch; its payload is its own
+	held    *unit // its event did not fit the last batch
 	scratch bytes.Buffer
 }
 
@@ -129,12 +149,13 @@ func (r *exportReader) enter(epoch int64) error {
 		return fmt.Errorf("reading epoch %d: it has no key", epoch)
 	}
 	r.Close()
-	r.epoch, r.origin, r.tree = epoch, ring[0].verifier.Name(), edge{}
+	r.epoch, r.origin, r.trail, r.counted = epoch, ring[0].verifier.Name(), trail{}, 0
 	// Where the beginning is past its retention, reading begins behind it.
 	firsts, err := r.list()
 	if err == nil && len(firsts) > 0 && firsts[0] > 0 && r.removedBefore() >= firsts[0] {
 		r.tree, err = edgeAt(r.layout, firsts[0])
 	}
+	r.next, r.join = r.tree.size, newJoiner(r.tree.size)
 	return err
 }
 
@@ -152,44 +173,81 @@ func (r *exportReader) Close() {
 	r.file, r.scan, r.held = nil, nil, nil
 }
 
+// Joined implements sinks.Reader.
+func (r *exportReader) Joined() int64 { return r.counted }
+
+// Waiting implements sinks.Reader.
+func (r *exportReader) Waiting() bool { return r.tree.size < r.next }
+
 // Next implements sinks.Reader.
 func (r *exportReader) Next(records, size int) ([]sinks.Event, error) {
 	var events []sinks.Event
 	for len(events) < records {
-		f, err := r.frame()
-		if err != nil || f == nil {
+		u, err := r.unit()
+		if err != nil {
 			return events, err
 		}
-		e := r.event(*f)
-		if size -= len(e.Body); size < 0 && len(events) > 0 {
-			f.payload = slices.Clone(f.payload)
-			r.held = f
-			return events, nil
+		if u == nil {
+			break
 		}
-		r.tree.push(f.leaf(&r.scratch))
+		e := r.event(u)
+		if size -= len(e.Body); size < 0 && len(events) > 0 {
+			r.held = u
+			break
+		}
 		events = append(events, e)
 	}
+	first := r.join.first(r.next)
+	if r.held != nil {
+		first = min(first, r.held.before(r.join.from))
+	}
+	r.follow(first)
+	r.counted += r.join.counted(first)
 	return events, nil
+}
+
+// unit returns what becomes the next event, nil where there is none yet.
+func (r *exportReader) unit() (*unit, error) {
+	if u := r.held; u != nil {
+		r.held = nil
+		return u, nil
+	}
+	for {
+		if u := r.join.next(); u != nil {
+			return u, nil
+		}
+		f, err := r.frame()
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			leaf := f.leaf(&r.scratch)
+			r.leaves = append(r.leaves, leaf)
+			r.next++
+			r.join.take(Entry{Seq: f.seq, Time: time.Unix(0, f.time), Leaf: leaf, Raw: slices.Clone(f.record())})
+			continue
+		}
+		r.join.expire(func(p *pending) bool { return r.log.passed(p.until, r.next) })
+		if len(r.join.ready) == 0 {
+			return nil, nil
+		}
+	}
 }
 
 // frame returns the next durable frame, nil at the end.
 func (r *exportReader) frame() (*frame, error) {
-	if f := r.held; f != nil {
-		r.held = nil
-		return f, nil
-	}
 	for {
 		current := r.epoch == r.log.layout.epoch
-		if current && r.tree.size >= r.log.size() {
+		if current && r.next >= r.log.size() {
 			return nil, nil
 		}
 		err := r.openNext()
 		if err == nil {
 			f, ferr := r.scan.next()
-			if ferr == nil && f.seq < r.tree.size { // on the way to where the cursor stands
+			if ferr == nil && f.seq < r.next { // on the way to where the reader stands
 				continue
 			}
-			if ferr == nil && f.seq == r.tree.size {
+			if ferr == nil && f.seq == r.next {
 				return &f, nil
 			}
 			err = ferr
@@ -213,12 +271,12 @@ func (r *exportReader) openNext() error {
 	if err != nil {
 		return err
 	}
-	i, ok := slices.BinarySearch(firsts, r.tree.size)
+	i, ok := slices.BinarySearch(firsts, r.next)
 	if !ok {
 		i--
 	}
 	if i < 0 {
-		return fmt.Errorf("reading record %d: its segment is missing: %w", r.tree.size, fs.ErrNotExist)
+		return fmt.Errorf("reading record %d: its segment is missing: %w", r.next, fs.ErrNotExist)
 	}
 	if r.file, err = r.openSegment(firsts[i]); err != nil {
 		return err
@@ -231,13 +289,13 @@ func (r *exportReader) openNext() error {
 // left behind was damaged; what of it can be read in order was, and the next epoch's first record names the gap.
 func (r *exportReader) goOn(cause error, current bool) (more bool, err error) {
 	ended := errors.Is(cause, io.EOF)
-	if ended && r.hasSegment(r.tree.size) {
+	if ended && r.hasSegment(r.next) {
 		r.file.close()
 		r.file, r.scan = nil, nil
 		return true, nil
 	}
 	if current {
-		return false, fmt.Errorf("reading record %d, which is durable: %w", r.tree.size, cause)
+		return false, fmt.Errorf("reading record %d, which is durable: %w", r.next, cause)
 	}
 	all, err := epochs(r.dir)
 	if err != nil {
@@ -247,15 +305,26 @@ func (r *exportReader) goOn(cause error, current bool) (more bool, err error) {
 	if i < 0 || i+1 == len(all) {
 		return false, fmt.Errorf("reading epoch %d: %w", r.epoch, cause)
 	}
+	if r.join.flush(); len(r.join.ready) > 0 { // first
+		return false, nil
+	}
 	return true, r.enter(all[i+1])
 }
 
-// event makes of a frame what sinks take.
-func (r *exportReader) event(f frame) sinks.Event {
-	leaf := f.leaf(&r.scratch)
-	e := r.encode(schema.Place{Origin: r.origin, Epoch: r.epoch, Seq: f.seq, Leaf: leaf}, slices.Clone(f.record()))
-	e.Leaf = base64.StdEncoding.EncodeToString(leaf[:])
+// event makes of a unit what sinks take.
+func (r *exportReader) event(u *unit) sinks.Event {
+	e := r.encode(placed(r.origin, r.epoch, u), u.Raw)
+	e.Leaf = base64.StdEncoding.EncodeToString(u.Leaf[:])
 	return e
+}
+
+// placed is where a unit stands.
+func placed(origin string, epoch int64, u *unit) schema.Place {
+	at := schema.Place{Origin: origin, Epoch: epoch, Seq: u.Seq, Leaf: u.Leaf}
+	if o := u.outcome; o != nil {
+		at.Outcome, at.OutcomeLeaf = o.Seq, o.Leaf
+	}
+	return at
 }
 
 // Said implements sinks.Reader.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -132,6 +133,31 @@ func TestExport(t *testing.T) {
 		stop()
 		if twice := wantWhole(t, readDelivered(t, out)); twice != 0 {
 			t.Errorf("%d ids stand for two records", twice)
+		}
+	})
+	t.Run("an outcome that comes while the sinks are closed is delivered with its decision", func(t *testing.T) {
+		dir, out := t.TempDir(), filepath.Join(t.TempDir(), "soc.jsonl")
+		l, stop := openExported(t, dir, out)
+		zip := decision(1)
+		zip.File.Cache = "disk"
+		if err := l.Append(t.Context(), zip); err != nil {
+			t.Fatal(err)
+		}
+		ended := audit.Begin(zip.EventID)
+		ended.Kind, ended.Outcome = audit.KindOutcome, audit.Outcome{Status: 200, Bytes: 12345}
+		l.Note(ended)
+		stop()
+		if all := readDelivered(t, out); !slices.ContainsFunc(all, func(d delivered) bool { return d.EventID == zip.EventID }) {
+			t.Error("the decision was not waited for")
+		}
+		_, stop = openExported(t, dir, out)
+		stop()
+		kinds := map[string]int{}
+		for _, d := range readDelivered(t, out) {
+			kinds[d.Kind]++
+		}
+		if kinds["decision"] != 1 || kinds["outcome"] != 0 {
+			t.Errorf("delivered were %v; want the decision once, and its outcome in it", kinds)
 		}
 	})
 	t.Run("a cursor of another log is not followed", func(t *testing.T) {

@@ -39,7 +39,7 @@ func (e *Encoder) cef(p place, r record) ([]byte, error) {
 	c.text("dvchost", r.str("node"), cefMost)
 	c.parties(r)
 	c.target(p, r)
-	c.answer(r)
+	c.answer(p, r)
 	return c.b, nil
 }
 
@@ -146,8 +146,12 @@ func (c *cefLine) target(p place, r record) {
 }
 
 // answer is what was answered, and why.
-func (c *cefLine) answer(r record) {
-	c.text("reason", r.str("decision", "reason"), cefMost)
+func (c *cefLine) answer(p place, r record) {
+	reason := r.str("decision", "reason")
+	if reason == "" && r.aborted() {
+		reason = "aborted"
+	}
+	c.text("reason", reason, cefMost)
 	c.custom("cs6", "codes", strings.Join(r.list("decision", "codes"), ","))
 	if status := r.status(); status != 0 {
 		c.custom("cn3", "httpStatus", strconv.FormatInt(status, 10))
@@ -157,6 +161,9 @@ func (c *cefLine) answer(r record) {
 	}
 	c.number("out", r.bytes())
 	c.number("cnt", r.num("count"))
+	if p.Outcome > 0 {
+		c.custom("flexNumber1", "outcomeSequence", strconv.FormatInt(p.Outcome, 10))
+	}
 	c.custom("flexString1", "cache", r.str("file", "cache"))
 	switch r.kind() {
 	case kindAdmin, kindAuth:

@@ -117,7 +117,7 @@ func checkCEF(t *testing.T, line []byte) (header []string, extension map[string]
 		if value == "" || len(value) > most {
 			t.Errorf("%s has %d bytes; want 1 to %d", key, len(value), most)
 		}
-		if regexp.MustCompile(`^(cs|cn|flexString)\d$`).MatchString(key) && extension[key+"Label"] == "" {
+		if regexp.MustCompile(`^(cs|cn|flexString|flexNumber)\d$`).MatchString(key) && extension[key+"Label"] == "" {
 			t.Errorf("%s has no label", key)
 		}
 	}
@@ -139,7 +139,11 @@ func TestCEFValues(t *testing.T) {
 		}, "deviceExternalId"},
 		{"refused at access", "NOT-ALLOWED|decision deny|5", map[string]string{"reason": `no team | may = that\ path`, "cs6": "NOT-ALLOWED,SCOPE", "src": "fe80::1", "outcome": "deny"}, "suser"},
 		{"hostile path", "PATH|decision error|8", map[string]string{"request": `\u{1b}[2J=|\`, "requestClientApplication": `a=b|c\d`}, "src"},
-		{"outcome", "zip|outcome zip|1", map[string]string{"cn1": "876", "cn1Label": "durationMs", "out": "1000", "cn3": "200"}, "reason"},
+		{"outcome", "zip|outcome zip|1", map[string]string{"cn1": "876", "cn1Label": "durationMs", "out": "1000", "cn3": "200", "reason": "aborted"}, "outcome"},
+		{"zip and outcome", "OK|decision allow|1", map[string]string{
+			"outcome": "allow", "cn1": "876", "out": "1000", "cn3": "206", "cn2": "41", "flexNumber1": "44", "flexNumber1Label": "outcomeSequence",
+		}, "reason"},
+		{"aborted zip", "OK|decision allow|1", map[string]string{"outcome": "allow", "cn1": "876", "out": "1000", "cn3": "200", "reason": "aborted"}, "msg"},
 		{"token created", "token.create|admin token.create|1", map[string]string{"msg": "token a1b2 of ann module:example.com/*\nread"}, "cs1"},
 		{"TLS refusals", "tls.device|auth tls.device|5", map[string]string{"cnt": "17"}, "suid"},
 		{"dead letter", "dead_letter|control dead_letter|5", map[string]string{"msg": `{"what":"dead_letter","seq_from":5,"seq_to":7,"count":3,"sink":"soc","err_class":"rejected"}`}, "app"},

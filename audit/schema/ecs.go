@@ -197,7 +197,7 @@ func ecsOutcome(r record) string {
 // ecsCategory returns event.category with types that go with it.
 func ecsCategory(r record) (category, types []string) {
 	judged := "allowed"
-	if failed, _ := r.failed(); failed {
+	if r.effect() != "allow" {
 		judged = "denied"
 	}
 	switch r.kind() {
@@ -220,6 +220,9 @@ func ecsCategory(r record) (category, types []string) {
 		}
 		return []string{"api", "configuration"}, []string{"admin", did, judged}
 	}
+	if r.has("outcome") {
+		return []string{"api", "web"}, []string{"access", judged, "end"}
+	}
 	return []string{"api", "web"}, []string{"access", judged}
 }
 
@@ -237,7 +240,13 @@ func ecsLabels(p place, r record) map[string]string {
 			labels[name] = s
 		}
 	}
-	for _, name := range []string{"seq_from", "seq_to", "count", "bytes"} {
+	if p.Outcome > 0 {
+		labels["outcome_sequence"], labels["outcome_hash"] = strconv.FormatInt(p.Outcome, 10), p.outcomeLeaf()
+	}
+	if r.aborted() {
+		labels["aborted"] = "true"
+	}
+	for _, name := range []string{"seq_from", "seq_to", "count", "joined", "bytes"} {
 		if n := r.num("control", name); n != 0 {
 			labels[name] = strconv.FormatInt(n, 10)
 		}

@@ -186,6 +186,12 @@ func TestECSValues(t *testing.T) {
 		}},
 		{"refused at access", map[string]any{"event.type": []string{"access", "denied"}, "event.outcome": "failure", "event.reason": "no team | may = that\\ path", "event.severity": 3}},
 		{"outcome", map[string]any{"event.duration": 876000000, "http.response.body.bytes": 1000, "event.outcome": "failure"}},
+		{"zip and outcome", map[string]any{
+			"event.type": []string{"access", "allowed", "end"}, "event.outcome": "success", "event.duration": 876000000, "http.response.status_code": 206,
+			"http.response.body.bytes": 1000, "event.sequence": 41, "labels.outcome_sequence": "44", "labels.decision": "allow", "labels.aborted": nil,
+			"labels.outcome_hash": "BAUGAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+		}},
+		{"aborted zip", map[string]any{"event.type": []string{"access", "allowed", "end"}, "event.outcome": "failure", "http.response.status_code": 200, "labels.aborted": "true"}},
 		{"hostile path", map[string]any{"source": nil, "event.severity": 4}},
 		{"sign-in", map[string]any{"event.category": []string{"authentication"}, "event.type": []string{"start"}}},
 		{"device blocked", map[string]any{"event.category": []string{"api", "configuration"}, "event.type": []string{"admin", "change", "allowed"}}},

@@ -249,6 +249,7 @@ func unmapped(p place, r record) ocsfUnmapped {
 		Kind: r.kind(), Codes: r.list("decision", "codes"), Waived: r.list("decision", "waived"), Withheld: r.num("decision", "withheld"),
 		Remedy: r.str("decision", "remedy"), Stage: r.str("decision", "stage"), Via: r.str("credential", "via"), Cache: r.str("file", "cache"),
 		Hash: r.str("file", "h1"), Integrity: p.leaf(), Note: r.str("change", "note"),
+		OutcomeSeq: p.Outcome, OutcomeIntegrity: p.outcomeLeaf(), Aborted: r.aborted(),
 		Private: r.flag("private"), DeviceState: r.str("device", "state"), Sanitised: r.flag("sanitised"), PathB64: r.str("path_b64"),
 	}
 	u.Control = r.object("control")

@@ -160,6 +160,12 @@ func TestOCSFValues(t *testing.T) {
 		{"refused at release", map[string]any{"action_id": 2, "disposition_id": 2, "actor.user.type_id": 4, "http_response.code": 410}},
 		{"hostile path", map[string]any{"disposition_id": 27, "severity_id": 4, "http_request.http_method": nil, "metadata.is_truncated": true, "unmapped.path_b64": "Gw=="}},
 		{"outcome", map[string]any{"activity_id": 2, "status_id": 2, "http_response.latency": 876, "http_response.body_length": 1000, "src_endpoint.name": "unknown"}},
+		{"zip and outcome", map[string]any{
+			"action_id": 1, "disposition_id": 1, "status_id": 1, "http_response.code": 206, "http_response.body_length": 1000,
+			"http_response.latency": 876, "metadata.sequence": 41, "unmapped.outcome_sequence": 44, "unmapped.aborted": nil,
+			"unmapped.outcome_integrity": "BAUGAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "src_endpoint.ip": "192.0.2.7", "unmapped.kind": "decision",
+		}},
+		{"aborted zip", map[string]any{"action_id": 1, "disposition_id": 1, "status_id": 2, "http_response.body_length": 1000, "unmapped.aborted": true}},
 		{"sign-in", map[string]any{"class_uid": 3002, "activity_id": 1, "auth_protocol_id": 4, "user.uid": "u-17", "service.name": "headgate"}},
 		{"sign-out", map[string]any{"class_uid": 3002, "activity_id": 2}},
 		{"exchange refused", map[string]any{"activity_id": 99, "activity_name": "token.exchange", "auth_protocol_id": 6, "status_id": 2}},

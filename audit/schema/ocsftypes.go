@@ -151,6 +151,7 @@ type ocsfTrace struct {
 }
 
 type ocsfUnmapped struct {
+	Aborted     bool            `json:"aborted,omitempty"` // the client did not get all of it
 	Cache       string          `json:"cache,omitempty"`
 	Codes       []string        `json:"codes,omitempty"`
 	Control     json.RawMessage `json:"control,omitempty"`
@@ -159,6 +160,7 @@ type ocsfUnmapped struct {
 	Integrity   string          `json:"integrity,omitempty"` // leaf hash, base64
 	Kind        string          `json:"kind"`
 	Note        string          `json:"note,omitempty"`
+	OutcomeSeq  int64           `json:"outcome_sequence,omitempty"`
 	PathB64     string          `json:"path_b64,omitempty"`
 	Private     bool            `json:"private,omitempty"`
 	Remedy      string          `json:"remedy,omitempty"`
@@ -167,4 +169,6 @@ type ocsfUnmapped struct {
 	Via         string          `json:"via,omitempty"`
 	Waived      []string        `json:"waived,omitempty"`
 	Withheld    int64           `json:"withheld,omitempty"`
+
+	OutcomeIntegrity string `json:"outcome_integrity,omitempty"`
 }

@@ -71,12 +71,15 @@ func (r record) severity() int64 {
 
 // failed tells how it went: known is false where a record says nothing of it.
 func (r record) failed() (failed, known bool) {
-	if r.kind() == kindOutcome {
-		return r.flag("outcome", "aborted"), true
+	if r.kind() == kindOutcome || r.aborted() {
+		return r.aborted(), true
 	}
 	e := r.effect()
 	return e != "allow", e != ""
 }
+
+// aborted tells that the client did not get all of what it was allowed.
+func (r record) aborted() bool { return r.flag("outcome", "aborted") }
 
 // status, bytes and ms are of the answer: of the outcome where there is one.
 func (r record) status() int64 {

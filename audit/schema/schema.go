@@ -42,12 +42,16 @@ type Place struct {
 	Epoch  int64
 	Seq    int64    // number in the epoch
 	Leaf   [32]byte // the record's hash in the tree; zero for what does not stand in it
+
+	// Outcome is the number of the outcome that the record, a decision, was joined with, and OutcomeLeaf its hash; 0 for none.
+	Outcome     int64
+	OutcomeLeaf [32]byte
 }
 
 // An Event is a record as a schema has it.
 type Event struct {
-	// ID is stable: the record's event id, epoch and number. Receivers drop repeats by it; the event id alone is shared by
-	// decision and outcome, so that who dropped repeats by that would drop the outcome.
+	// ID is stable: the record's event id, epoch and number. Receivers drop repeats by it; the event id alone is shared by a
+	// decision and an outcome that came too late to be joined, so that who dropped repeats by that would drop the outcome.
 	ID       string
 	Kind     string    // of the record
 	Severity int       // 1 to 5
@@ -81,7 +85,8 @@ func New(name, version string) (*Encoder, error) {
 // Known tells whether there is such a schema.
 func Known(name string) bool { return slices.Contains(Names(), name) }
 
-// Encode returns the event of a record, given as the JSON that the log holds. What is no such record is an error.
+// Encode returns the event of a record, given as the JSON that the log holds, a decision perhaps with the outcome's object
+// in it. What is no such record is an error.
 func (e *Encoder) Encode(at Place, raw []byte) (Event, error) {
 	v, err := e.json.ParseBytes(raw)
 	if err != nil {
@@ -103,11 +108,16 @@ type place struct {
 }
 
 // leaf is the record's hash, base64, as proofs have it; empty for what does not stand in the tree.
-func (p place) leaf() string {
-	if p.Leaf == [32]byte{} {
+func (p place) leaf() string { return base64Of(p.Leaf) }
+
+// outcomeLeaf is that of the outcome.
+func (p place) outcomeLeaf() string { return base64Of(p.OutcomeLeaf) }
+
+func base64Of(leaf [32]byte) string {
+	if leaf == [32]byte{} {
 		return ""
 	}
-	return base64.StdEncoding.EncodeToString(p.Leaf[:])
+	return base64.StdEncoding.EncodeToString(leaf[:])
 }
 
 // native is the record as it stands in the log, behind its place there.
@@ -122,6 +132,10 @@ func (e *Encoder) native(p place, r record) ([]byte, error) {
 	b = strconv.AppendInt(append(b, `","seq":`...), p.Seq, 10)
 	if leaf := p.leaf(); leaf != "" {
 		b = append(append(append(b, `,"leaf":"`...), leaf...), '"')
+	}
+	if p.Outcome > 0 {
+		b = strconv.AppendInt(append(b, `,"outcome_seq":`...), p.Outcome, 10)
+		b = append(append(append(b, `,"outcome_leaf":"`...), p.outcomeLeaf()...), '"')
 	}
 	return append(append(b, ','), r.raw[1:]...), nil
 }

@@ -19,6 +19,8 @@ var records = map[string]string{
 	"refused at release": `{"v":1,"kind":"decision","event_id":"CBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000123456789,"action":"mod","method":"GET","module":"example.com/m","version":"v1.0.0","subject":{"id":"ci-1","kind":"workload","issuer":"forge"},"client":{"ip":"192.0.2.7"},"decision":{"effect":"deny","stage":"release","codes":["VULNERABLE"],"status":410}}`,
 	"hostile path":       `{"v":1,"kind":"decision","event_id":"DBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1,"method":"BREW","path":"\\u{1b}[2J=|\\","path_b64":"Gw==","client":{"ip":"no address","agent":"a=b|c\\d"},"decision":{"effect":"error","stage":"protocol","codes":["PATH"],"status":400},"severity":4,"sanitised":true,"truncated":["path"]}`,
 	"outcome":            `{"v":1,"kind":"outcome","event_id":"ABCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000999456789,"node":"gw-1","action":"zip","module":"example.com/m","version":"v1.0.0","subject":{"id":"u-17"},"outcome":{"status":200,"bytes":1000,"ms":876,"aborted":true}}`,
+	"zip and outcome":    `{"v":1,"kind":"decision","event_id":"RBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000123456789,"node":"gw-1","action":"zip","method":"GET","path":"/example.com/m/@v/v1.0.0.zip","module":"example.com/m","version":"v1.0.0","subject":{"id":"u-17","kind":"person"},"client":{"ip":"192.0.2.7"},"decision":{"effect":"allow","stage":"release","codes":["OK"],"status":200},"file":{"size":12345,"cache":"disk"},"outcome":{"status":206,"bytes":1000,"ms":876}}`,
+	"aborted zip":        `{"v":1,"kind":"decision","event_id":"SBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000123456789,"node":"gw-1","action":"zip","method":"GET","path":"/example.com/m/@v/v1.0.0.zip","module":"example.com/m","version":"v1.0.0","subject":{"id":"u-17","kind":"person"},"client":{"ip":"192.0.2.7"},"decision":{"effect":"allow","stage":"release","codes":["OK"],"status":200},"file":{"size":12345,"cache":"disk"},"outcome":{"status":200,"bytes":1000,"ms":876,"aborted":true}}`,
 	"sign-in":            `{"v":1,"kind":"auth","event_id":"EBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000123456789,"node":"gw-1","action":"signin.oidc","method":"GET","path":"/-/login","subject":{"id":"u-17","kind":"person","issuer":"corp"},"credential":{"via":"session"},"client":{"ip":"192.0.2.7","port":9},"decision":{"effect":"allow","status":303}}`,
 	"sign-out":           `{"v":1,"kind":"auth","event_id":"FBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000123456789,"action":"signout","subject":{"id":"u-17","kind":"person"},"client":{"ip":"192.0.2.7"},"decision":{"effect":"allow","status":200},"change":{"note":"2 tokens ended"}}`,
 	"exchange refused":   `{"v":1,"kind":"auth","event_id":"GBCDEFGHIJKLMNOPQRSTUVWXYZ","t":1770000000123456789,"action":"token.exchange","method":"POST","path":"/-/oauth/token","client":{"ip":"192.0.2.7"},"decision":{"effect":"deny","codes":["ISSUER-UNKNOWN"],"status":400}}`,
@@ -45,7 +47,11 @@ func encode(t testing.TB, name, record string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	event, err := e.Encode(place, []byte(record))
+	where := place
+	if strings.Contains(record, `"decision":{`) && strings.Contains(record, `"outcome":{`) {
+		where.Outcome, where.OutcomeLeaf = 44, [32]byte{4, 5, 6}
+	}
+	event, err := e.Encode(where, []byte(record))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +115,11 @@ func TestNative(t *testing.T) {
 		if got[key] != want {
 			t.Errorf("%s is %v, want %v", key, got[key], want)
 		}
+	}
+	joined := decode(t, encode(t, schema.Native, records["aborted zip"]))
+	if joined["kind"] != "decision" || joined["outcome_seq"] != json.Number("44") || joined["outcome_leaf"] != "BAUGAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" ||
+		at(joined, "outcome", "aborted") != true || at(joined, "outcome", "bytes") != json.Number("1000") {
+		t.Errorf("a decision with its outcome is %v", joined)
 	}
 }
 

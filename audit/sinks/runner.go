@@ -81,9 +81,10 @@ type flight struct {
 
 // A completeness is what was read since the last completeness event.
 type completeness struct {
-	at    time.Time
-	from  int64
-	epoch int64
+	at     time.Time
+	from   int64
+	epoch  int64
+	joined int64
 }
 
 // run delivers until the sink is drained or ctx ends.
@@ -250,12 +251,16 @@ func (s *sink) collect(ctx context.Context) (*flight, error) {
 			continue
 		case len(f.events) > 0 && (full || draining || time.Since(begun) >= s.pace.linger):
 			return s.completed(f), nil
-		case draining:
+		case draining && !s.reader.Waiting():
 			return nil, nil
+		}
+		drain := s.drain
+		if draining { // a decision's outcome comes soon
+			drain = nil
 		}
 		select {
 		case <-time.After(s.pace.poll):
-		case <-s.drain:
+		case <-drain:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
@@ -263,19 +268,19 @@ func (s *sink) collect(ctx context.Context) (*flight, error) {
 }
 
 // completed finishes a batch. Every so often it ends with an event that says which records came since the last such
-// event, so that the receiver's people find holes themselves, and holds the newest signed checkpoint, which they can hold
-// against the log.
+// event, and how many of them within their decision's event, so that the receiver's people find holes themselves; it
+// holds the newest signed checkpoint, which they can hold against the log.
 func (s *sink) completed(f *flight) *flight {
 	f.next = s.reader.Position()
 	if f.next.Epoch != s.since.epoch {
-		s.since.from, s.since.epoch = 0, f.next.Epoch
+		s.since.from, s.since.epoch, s.since.joined = 0, f.next.Epoch, 0
 	}
 	now := time.Now()
 	if now.Sub(s.since.at) < s.pace.complete || f.next.Next <= s.since.from {
 		return f
 	}
 	f.events = append(f.events, s.completenessEvent(f.next, now))
-	s.since = completeness{at: now, from: f.next.Next, epoch: f.next.Epoch}
+	s.since = completeness{at: now, from: f.next.Next, epoch: f.next.Epoch, joined: s.reader.Joined()}
 	return f
 }
 
@@ -287,8 +292,8 @@ func (s *sink) completenessEvent(p Position, now time.Time) Event {
 	body, err := json.Marshal(map[string]any{
 		"v": 1, "kind": "control", "event_id": id, "t": now.UnixNano(),
 		"control": map[string]any{
-			"what": "completeness", "sink": s.config.Name, "seq_from": from, "seq_to": p.Next - 1, "count": count, "root": p.Tree,
-			"checkpoint": s.log.Checkpoint(),
+			"what": "completeness", "sink": s.config.Name, "seq_from": from, "seq_to": p.Next - 1, "count": count,
+			"joined": s.reader.Joined() - s.since.joined, "root": p.Tree, "checkpoint": s.log.Checkpoint(),
 		},
 	})
 	if err != nil {

@@ -85,6 +85,9 @@ func (r *testReader) Next(records, bytes int) ([]Event, error) {
 
 func (r *testReader) Position() Position { return Position{Origin: "test", Next: r.next, Tree: "x"} }
 
+func (r *testReader) Joined() int64 { return r.next / 3 }
+func (r *testReader) Waiting() bool { return false }
+
 func (r *testReader) Said(record []byte) Event {
 	return Event{ID: "said", Seq: r.next - 1, Kind: "control", Severity: 1, Time: time.Now(), Body: record, Raw: record}
 }
@@ -380,13 +383,14 @@ func TestRunner(t *testing.T) {
 						From  int64  `json:"seq_from"`
 						To    int64  `json:"seq_to"`
 						Count int64  `json:"count"`
+						Both  int64  `json:"joined"`
 						Note  string `json:"checkpoint"`
 					} `json:"control"`
 				}
 				if err := json.Unmarshal([]byte(text), &e); err != nil {
 					t.Fatal(err)
 				}
-				if c := e.Control; c.What != "completeness" || c.From != next || c.Count != c.To-c.From+1 || c.Note != l.Checkpoint() {
+				if c := e.Control; c.What != "completeness" || c.From != next || c.Count != c.To-c.From+1 || c.Note != l.Checkpoint() || c.Both != (c.To+1)/3-c.From/3 {
 					t.Errorf("completeness event %s; want one from %d on, with the checkpoint", text, next)
 				}
 				next = e.Control.To + 1

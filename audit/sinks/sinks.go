@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// An Event is one record on its way out.
+// An Event is one record on its way out; a decision may have its outcome in it.
 type Event struct {
 	ID       string    // stable: the record's event id, epoch and number; receivers drop repeats by it
 	Origin   string    // of the record's epoch
@@ -27,7 +27,7 @@ type Event struct {
 	Severity int       // 1 to 5
 	Time     time.Time // of the event
 	Body     []byte    // the record in the sink's schema
-	Raw      []byte    // the record as it stands in the log
+	Raw      []byte    // the record as it stands in the log, with the outcome that belongs to it
 	Leaf     string    // its hash in the log's tree, base64; empty for what does not stand there
 }
 
@@ -58,12 +58,18 @@ type Log interface {
 // A Reader reads the log in order. One goroutine uses it.
 type Reader interface {
 	// Next returns durable records, at most as many and as many bytes of Body as given, yet one at least if there is any.
-	// A record that its schema cannot show comes with an empty Body.
+	// A record that its schema cannot show comes with an empty Body. Decisions whose outcome has to come are given later than
+	// what stands behind them.
 	Next(records, bytes int) ([]Event, error)
 	// Said returns an event that a sink has to say itself: a record that stands nowhere in the log, behind the last one read.
 	Said(record []byte) Event
-	// Position is the place behind the last record that Next returned.
+	// Position is the place before the oldest record that Next has not returned.
 	Position() Position
+	// Joined returns how many of the outcomes before Position, since the reader was made or its epoch began, came with
+	// their decision and have no event of their own.
+	Joined() int64
+	// Waiting tells whether something was read that Next has not returned.
+	Waiting() bool
 	Close()
 }
 

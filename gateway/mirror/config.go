@@ -89,6 +89,10 @@ type Config struct {
 	// MaxWaiting is how many of each wait for their turn; beyond it the answer
 	// is 503 with Retry-After. 0 is 2048.
 	MaxWaiting int64 `yaml:"max_waiting"`
+	// ReadAhead is how many .mod files are fetched at a time before a client asks
+	// for them: those that the go command reads below a go.mod from before Go
+	// 1.17. 0 is 16, -1 fetches none ahead.
+	ReadAhead int64 `yaml:"read_ahead"`
 	// MaxBytes is how much the store may hold; beyond it what was not used for
 	// longest is removed, public modules alone. 0 sets no limit.
 	MaxBytes int64 `yaml:"max_bytes"`
@@ -239,6 +243,9 @@ func (c Config) Validate() []error {
 			bad("%s: %d is negative; want 0 for the default, or more", d.key, d.v)
 		}
 	}
+	if c.ReadAhead < -1 || c.ReadAhead > maxReadAhead {
+		bad("read_ahead: is %d; want 0 for %d, -1 for none, or up to %d", c.ReadAhead, readAhead, maxReadAhead)
+	}
 	if c.OriginSumdb != "" {
 		if _, err := sumdb.CheckKey(c.OriginSumdb); err != nil {
 			bad("origin_sumdb: %w", err)
@@ -334,6 +341,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxWaiting == 0 {
 		c.MaxWaiting = 2048
+	}
+	if c.ReadAhead == 0 {
+		c.ReadAhead = readAhead
 	}
 	if c.MemoryBytes == 0 {
 		c.MemoryBytes = 64 << 20

@@ -12,6 +12,7 @@ type metrics struct {
 	conflicts prometheus.Counter
 	sumdb     *prometheus.CounterVec
 	feed      *prometheus.CounterVec
+	ahead     *prometheus.CounterVec
 }
 
 // watchSumdb shows whether a checksum database is stopped, from the start on.
@@ -54,6 +55,12 @@ func newMetrics(r prometheus.Registerer, public, private *store.Store) *metrics 
 		feed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "headgate_index_feed_reads_total", Help: "Pages asked of the index feed.",
 		}, []string{"result"}),
+		ahead: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "headgate_read_ahead_total", Help: "Files of module graphs fetched before a client asked.",
+		}, []string{"result"}),
+	}
+	for _, r := range []string{"fetched", "failed", "dropped"} {
+		m.ahead.WithLabelValues(r)
 	}
 	for _, r := range []string{"ok", "error"} {
 		m.feed.WithLabelValues(r)
@@ -69,7 +76,7 @@ func newMetrics(r prometheus.Registerer, public, private *store.Store) *metrics 
 	if r == nil {
 		return m
 	}
-	r.MustRegister(m.cache, m.shared, m.conflicts, m.sumdb, m.feed)
+	r.MustRegister(m.cache, m.shared, m.conflicts, m.sumdb, m.feed, m.ahead)
 	for name, s := range map[string]*store.Store{"public": public, "private": private} {
 		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "headgate_store_bytes", Help: "Bytes of stored files.",

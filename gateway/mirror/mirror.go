@@ -90,6 +90,7 @@ type Mirror struct {
 	quarantine quarantine
 	used       *used
 	passing    *passing // of mode proxy; nil where files are kept
+	ahead      *ahead   // nil where nothing is fetched before it is asked for
 
 	queue   queue // cold work takes turns
 	flights singleflight.Group
@@ -167,6 +168,7 @@ func New(ctx context.Context, cfg Config, o Options) (*Mirror, error) {
 	if err := errors.Join(m.readQuarantine(ctx), m.startHeeding(ctx)); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	m.startAhead()
 	m.running.Go(m.scan)
 	m.running.Go(func() { m.adopt(m.ctx) })
 	m.running.Go(m.attend)

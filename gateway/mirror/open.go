@@ -35,8 +35,14 @@ const (
 // upstream has them; Versions gives them with facts, for a policy to filter.
 func (m *Mirror) Open(ctx context.Context, t Target) (*File, error) {
 	switch t.Kind {
-	case Info, Mod, Zip:
+	case Info, Zip:
 		return m.openFile(ctx, t)
+	case Mod:
+		f, err := m.openFile(ctx, t)
+		if err == nil {
+			m.followed(t, f)
+		}
+		return f, err
 	case Query, Latest:
 		return m.openAnswer(ctx, t)
 	case List:

@@ -58,7 +58,7 @@ bench:
 
 soak:
 	SOAK=1 HEADGATE_TEST_RACE=1 $(RACE) -count=1 -timeout 2h -run 'TestScripts|TestConformance' ./cmd/headgate
-	SOAK=1 $(GO) test -count=1 -v -timeout 6h -run 'TestKill|TestHerd|TestSuiteOn|TestFleetLock|TestP28|TestReplayOfRecorded|TestA41|TestA52|TestWhoAmongMany|TestExportKill|TestReceivers|TestReadSetIsRight' ./audit ./cmd/headgate ./gateway ./gateway/mirror/store ./policy
+	SOAK=1 $(GO) test -count=1 -v -timeout 6h -run 'TestKill|TestHerd|TestSuiteOn|TestFleetLock|TestP28|TestReplayOfRecorded|TestA26|TestA41|TestA52|TestWhoAmongMany|TestExportKill|TestReceivers|TestReadSetIsRight' ./audit ./cmd/headgate ./gateway ./gateway/mirror/store ./policy
 	$(GO) run ./cmd/headgate-demo download
 
 fuzz:

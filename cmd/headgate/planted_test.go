@@ -2,15 +2,25 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
+	"encoding/pem"
+	"fmt"
+	"io"
 	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/headgate/headgate/audit/sinks/sinkstest"
 	"github.com/headgate/headgate/gateway/mirror/mirrortest"
 	"github.com/headgate/headgate/identity/identitytest"
 )
@@ -25,6 +35,156 @@ const plantedSinks = `audit:
     - {name: cef, type: file, path: $WORK/out-cef, schema: cef}
 `
 
+// A wire keeps what receivers over the network were sent, by sink, without what stands before a request's body.
+type wire struct {
+	mu   sync.Mutex // guards sent
+	sent map[string]*bytes.Buffer
+}
+
+func (w *wire) took(sink string, b []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sent[sink] == nil {
+		w.sent[sink] = new(bytes.Buffer)
+	}
+	w.sent[sink].Write(b)
+}
+
+func (w *wire) holds(sink, text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sent[sink] != nil && strings.Contains(w.sent[sink].String(), text)
+}
+
+// receivers runs one receiver of each kind over the network, whose credentials are secrets, and gives the sinks' section.
+func (w *wire) receivers(t *testing.T, secrets map[string]string) string {
+	t.Helper()
+	var section strings.Builder
+	splunk, elastic, otlp := new(sinkstest.Splunk), new(sinkstest.Elastic), new(sinkstest.OTLP)
+	for kind, r := range map[string]struct {
+		handler  http.Handler
+		receiver *sinkstest.Receiver
+		scheme   string
+	}{
+		"splunk": {splunk, &splunk.Receiver, "Splunk"}, "elasticsearch": {elastic, &elastic.Receiver, "ApiKey"}, "otlp": {otlp, &otlp.Receiver, "Bearer"},
+	} {
+		secret := "planted0credential0of0" + kind
+		secrets["credential of "+kind] = secret
+		file := filepath.Join(t.TempDir(), "credential")
+		if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.receiver.Set(func(_ http.ResponseWriter, _ *http.Request, body []byte) bool {
+			w.took(kind, body)
+			return false
+		})
+		srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
+			if q.Header.Get("Authorization") == r.scheme+" "+secret {
+				q.Header.Set("Authorization", r.scheme+" right") // the one that the receivers know
+			}
+			r.handler.ServeHTTP(rw, q)
+		}))
+		t.Cleanup(srv.Close)
+		index := ""
+		if kind == "elasticsearch" {
+			index = ", index: logs-headgate"
+		}
+		fmt.Fprintf(&section, "    - {name: %[1]s, type: %[1]s, url: %[2]q, token_file: %[3]q%[4]s}\n", kind, srv.URL, file, index)
+	}
+	fmt.Fprintf(&section, "    - {name: syslog, type: syslog, %s}\n", w.syslog(t))
+	return section.String()
+}
+
+// syslog takes syslog over TLS, and gives the keys of a sink that sends there.
+func (w *wire) syslog(t *testing.T) string {
+	t.Helper()
+	srv := httptest.NewTLSServer(nil) // for its certificate
+	defer srv.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: srv.TLS.Certificates})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				for b := make([]byte, 64<<10); ; {
+					n, err := c.Read(b)
+					w.took("syslog", b[:n])
+					if err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("address: %q, tls: {ca_file: %q}", l.Addr().String(), ca)
+}
+
+// signInWith signs a person in at the gateway's pages with a browser, and makes a token there.
+func (s *site) signInWith(iss *identitytest.Issuer, provider, sub string, secrets map[string]string) {
+	s.t.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	browser := &http.Client{
+		Transport: s.client.Transport, Jar: jar,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	home, err := url.Parse(s.url)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	visit := func(method, path string, form url.Values, want int) *http.Response {
+		r, err := http.NewRequestWithContext(s.t.Context(), method, s.url+path, strings.NewReader(form.Encode()))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if form != nil {
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			r.Header.Set("Sec-Fetch-Site", "same-origin")
+		}
+		resp, err := browser.Do(r)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() { resp.Body.Close() })
+		if resp.StatusCode != want {
+			s.t.Fatalf("%s %s: %s, want %d", method, path, resp.Status, want)
+		}
+		for _, c := range jar.Cookies(home) {
+			secrets["cookie "+c.Name+" after "+path[:min(len(path), 20)]] = c.Value
+		}
+		return resp
+	}
+	address := visit(http.MethodGet, "/-/login/start?back=%2F-%2Ftokens&provider="+provider, nil, http.StatusSeeOther).Header.Get("Location")
+	q, err := iss.SignIn(address, sub)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	secrets["code"], secrets["state"] = q.Get("code"), q.Get("state")
+	visit(http.MethodGet, "/-/login/callback?"+q.Encode(), nil, http.StatusSeeOther)
+	page, err := io.ReadAll(visit(http.MethodPost, "/-/tokens", url.Values{"modules": {"*"}}, http.StatusOK).Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m := regexp.MustCompile(`password (hg_hu_\w+)`).FindSubmatch(page)
+	if m == nil {
+		s.t.Fatalf("the page shows no token: %s", page)
+	}
+	secrets["token of the page"] = string(m[1])
+}
+
 // A38, A39: no secret that the gateway was given or made stands in a file of it but in the one that keeps it, in what
 // sinks were given, in its metrics, or in what it and its verbs print.
 func TestA38NoPlantedSecretIsFound(t *testing.T) {
@@ -36,11 +196,24 @@ func TestA38NoPlantedSecretIsFound(t *testing.T) {
 	if err := os.WriteFile(clientSecret, []byte(secrets["client secret"]+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	srv := httptest.NewUnstartedServer(nil)
+	pages := identitytest.NewIssuer("https://" + srv.Listener.Addr().String())
+	srv.Config.Handler = pages
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	pages.SetPerson("person-2", nil)
+	pagesCA := filepath.Join(t.TempDir(), "pages.pem")
+	if err := os.WriteFile(pagesCA, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	network := &wire{sent: map[string]*bytes.Buffer{}}
 	s := newSite(t, mirrortest.Start(t, helloModule), `identity:
   issuers:
+    - {name: pages, client_id: headgate, url: "`+pages.URL+`", audiences: [headgate], ca_file: "`+pagesCA+`"}
     - {name: test, client_id: headgate, client_secret_file: "`+clientSecret+`", url: "`+provider.Issuer+`", audiences: [headgate], ca_file: "`+caFile+`"}
-`+plantedSinks)
+`+plantedSinks+network.receivers(t, secrets))
 	secrets["token"] = s.token
+	s.signInWith(pages, "pages", "person-2", secrets)
 	idToken, err := identitytest.SignIn(t.Context(), browser, provider, ann.Login, ann.Password)
 	if err != nil {
 		t.Fatal(err)
@@ -54,6 +227,14 @@ func TestA38NoPlantedSecretIsFound(t *testing.T) {
 		t.Fatalf("status %d: %s", status, body)
 	}
 	s.plant(secrets)
+	s.send("/example.com/the-last-one/@v/list", "Accept", "*/*")
+	for _, sink := range []string{"splunk", "elasticsearch", "otlp", "syslog"} {
+		for begun := time.Now(); !network.holds(sink, "the-last-one"); time.Sleep(20 * time.Millisecond) {
+			if time.Since(begun) > patience {
+				t.Fatalf("%s was not sent the last request's record", sink)
+			}
+		}
+	}
 	said := map[string]string{"metrics": s.metric("")}
 	gateway := s.gateway
 	if code := s.stop(syscall.SIGTERM); code != 0 {
@@ -68,6 +249,11 @@ func TestA38NoPlantedSecretIsFound(t *testing.T) {
 	for name, secret := range s.keys() {
 		secrets[name] = secret
 	}
+	network.mu.Lock()
+	for sink, sent := range network.sent {
+		said["what "+sink+" was sent"] = sent.String()
+	}
+	network.mu.Unlock()
 	s.files(said)
 	wantNoSecret(t, said, secrets)
 }

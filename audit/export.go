@@ -58,7 +58,7 @@ func (x exported) passed(at, records int64) bool {
 
 // Control implements sinks.Log.
 func (x exported) Control(n sinks.Notice) {
-	x.Note(x.controlRecord(Control{What: n.What, Sink: n.Sink, SeqFrom: n.SeqFrom, SeqTo: n.SeqTo, Count: n.Count, ErrClass: n.Class}))
+	x.Note(x.controlRecord(Control{What: n.What, Sink: n.Sink, SeqFrom: n.SeqFrom, SeqTo: n.SeqTo, Count: n.Count, ErrClass: n.Class, Root: n.Root}))
 }
 
 // Checkpoint implements sinks.Log.
@@ -312,9 +312,14 @@ func (r *exportReader) goOn(cause error, current bool) (more bool, err error) {
 }
 
 // event makes of a unit what sinks take.
-func (r *exportReader) event(u *unit) sinks.Event {
-	e := r.encode(placed(r.origin, r.epoch, u), u.Raw)
+func (r *exportReader) event(u *unit) sinks.Event { return sinkEvent(r.schema, r.origin, r.epoch, u) }
+
+func sinkEvent(encoder *schema.Encoder, origin string, epoch int64, u *unit) sinks.Event {
+	e := encode(encoder, placed(origin, epoch, u), u.Raw)
 	e.Leaf = base64.StdEncoding.EncodeToString(u.Leaf[:])
+	if o := u.outcome; o != nil {
+		e.Outcome, e.OutcomeLeaf = o.Seq, base64.StdEncoding.EncodeToString(o.Leaf[:])
+	}
 	return e
 }
 
@@ -329,11 +334,11 @@ func placed(origin string, epoch int64, u *unit) schema.Place {
 
 // Said implements sinks.Reader.
 func (r *exportReader) Said(raw []byte) sinks.Event {
-	return r.encode(schema.Place{Origin: r.origin, Epoch: r.epoch, Seq: r.tree.size - 1}, raw)
+	return encode(r.schema, schema.Place{Origin: r.origin, Epoch: r.epoch, Seq: r.tree.size - 1}, raw)
 }
 
-func (r *exportReader) encode(at schema.Place, raw []byte) sinks.Event {
-	e, err := r.schema.Encode(at, raw)
+func encode(encoder *schema.Encoder, at schema.Place, raw []byte) sinks.Event {
+	e, err := encoder.Encode(at, raw)
 	if err != nil { // a dead letter
 		return sinks.Event{ID: fmt.Sprintf("%s-%d", at.Origin, at.Seq), Origin: at.Origin, Seq: at.Seq, Time: time.Now(), Raw: raw}
 	}

@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io/fs"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/headgate/headgate/audit/schema"
+	"github.com/headgate/headgate/audit/sinks"
 )
 
 // ExportOptions choose what Export gives, and how.
@@ -35,6 +37,46 @@ func Export(ctx context.Context, dir string, o ExportOptions, fn func(schema.Eve
 			return err
 		}
 		return fn(event)
+	})
+}
+
+// SendAgain sends the records of o's time to the receiver of a sink once more, as that sink delivers them and under the
+// same ids, and does not move its cursor. The sink's schema counts, not o's. so.Dir is the log's folder. tell is called after
+// each batch.
+func SendAgain(ctx context.Context, c sinks.Config, so sinks.Options, o ExportOptions, tell func(sinks.Sent)) (sinks.Sent, error) {
+	encoder, err := schema.New(cmp.Or(c.Schema, schema.Default), o.Version)
+	if err != nil {
+		return sinks.Sent{}, err
+	}
+	return sinks.Again(ctx, c, so, func(send func(sinks.Event) error) error {
+		return exportUnits(ctx, so.Dir, o, func(origin string, epoch int64, u *unit) error {
+			e := sinkEvent(encoder, origin, epoch, u)
+			if e.Time.Before(o.Since) || !o.Until.IsZero() && !e.Time.Before(o.Until) {
+				return nil
+			}
+			return send(e)
+		})
+	}, tell)
+}
+
+// Replay sends the dead letters of a sink once more, in the sink's schema as it is now, and forgets those that arrive. It
+// returns how many did, and how many stay.
+func Replay(ctx context.Context, c sinks.Config, so sinks.Options) (sent, left int, err error) {
+	encoder, err := schema.New(cmp.Or(c.Schema, schema.Default), so.Version)
+	if err != nil {
+		return 0, 0, err
+	}
+	return sinks.Resend(ctx, c, so, func(d sinks.DeadLetter) ([]byte, error) {
+		at := schema.Place{Origin: d.Origin, Epoch: epochOf(d.Origin), Seq: d.Seq, Outcome: d.Outcome}
+		for to, text := range map[*[32]byte]string{&at.Leaf: d.Leaf, &at.OutcomeLeaf: d.OutcomeLeaf} {
+			leaf, err := base64.StdEncoding.DecodeString(text)
+			if err != nil {
+				return nil, fmt.Errorf("reading dead letter %s: %w", d.ID, err)
+			}
+			copy(to[:], leaf)
+		}
+		e, err := encoder.Encode(at, d.Record)
+		return e.Body, err
 	})
 }
 

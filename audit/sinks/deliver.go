@@ -49,6 +49,7 @@ var (
 	errDenied   = errors.New("a person must act: the receiver does not accept our credentials, or we do not believe its own")
 	errTooLarge = errors.New("too large for the receiver")
 	errRefused  = errors.New("the receiver does not accept what it was sent")
+	errPatience = errors.New("the receiver asks for patience")
 	errLost     = errors.New("what was sent last may be lost and is sent again")
 )
 
@@ -128,8 +129,8 @@ func (g *gate) count() int {
 	return g.failures
 }
 
-// deliver sends events until each is at the receiver or among the dead letters. Its only errors are ctx's, and those of
-// our own disk.
+// deliver sends events until each is at the receiver or among the dead letters. Its only errors are ctx's, those of our own
+// disk, and the last one where it gives up.
 func (s *sink) deliver(ctx context.Context, events []Event) error {
 	events, err := s.readable(events)
 	if err != nil {
@@ -139,7 +140,7 @@ func (s *sink) deliver(ctx context.Context, events []Event) error {
 		got, err := s.try(ctx, events)
 		switch {
 		case err == nil:
-			if err := s.bury(got.rejected); err != nil {
+			if err := s.refuse(got.rejected); err != nil {
 				return err
 			}
 			events = got.again
@@ -150,14 +151,28 @@ func (s *sink) deliver(ctx context.Context, events []Event) error {
 		case errors.Is(err, errTooLarge), errors.Is(err, errRefused):
 			return s.halve(ctx, events, err)
 		}
+		if err == nil {
+			err = errPatience
+		}
+		if s.tries > 0 && len(events) > 0 && (s.gate.count() >= s.tries || errors.Is(err, errDenied)) {
+			return err
+		}
 	}
 	return nil
+}
+
+// refuse keeps what the receiver refused for good.
+func (s *sink) refuse(letters []letter) error {
+	if len(letters) == 0 || s.refused == nil {
+		return s.bury(letters)
+	}
+	return s.refused(letters)
 }
 
 // halve finds the events that the receiver refuses: what is left of them alone is a dead letter.
 func (s *sink) halve(ctx context.Context, events []Event, cause error) error {
 	if len(events) == 1 {
-		return s.bury([]letter{{events[0], cause.Error()}})
+		return s.refuse([]letter{{events[0], cause.Error()}})
 	}
 	half := len(events) / 2
 	if err := s.deliver(ctx, events[:half]); err != nil {
@@ -177,7 +192,7 @@ func (s *sink) readable(events []Event) ([]Event, error) {
 			good = append(good, e)
 		}
 	}
-	return good, s.bury(bad)
+	return good, s.refuse(bad)
 }
 
 // try makes one request, when the gate lets it, and judges what came of it.

@@ -168,11 +168,11 @@ func TestElasticResend(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := Config{Name: "soc", Type: typeElastic, URL: server.URL, Index: "logs-headgate", TokenFile: tokenFile(t, "right")}
-	if sent, left, err := Resend(t.Context(), c, Options{Dir: dir}); sent != 0 || left != 1 || err != nil {
+	if sent, left, err := Resend(t.Context(), c, Options{Dir: dir}, asBefore); sent != 0 || left != 1 || err != nil {
 		t.Fatalf("Resend before the mapping is mended = %d, %d, %v, want one left", sent, left, err)
 	}
 	s.SetRefuse(nil)
-	if sent, left, err := Resend(t.Context(), c, Options{Dir: dir}); sent != 1 || left != 0 || err != nil {
+	if sent, left, err := Resend(t.Context(), c, Options{Dir: dir}, asBefore); sent != 1 || left != 0 || err != nil {
 		t.Fatalf("A35 Resend after the mapping is mended = %d, %d, %v, want one sent", sent, left, err)
 	}
 	if want := `{"create":{"_id":"e-1"}}` + "\n" + `{"@timestamp":"2026-05-04T03:02:01Z","a":1}` + "\n"; string(docs) != want || len(s.IDs()) != 1 {

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // newDestination opens what a sink delivers to. It reaches for no network yet.
@@ -82,22 +84,12 @@ func (f *file) close() error {
 	return f.f.Close()
 }
 
-// open opens the file at its end. What a crash left of a line is cut off: its batch was not taken, and comes again.
+// open opens the file, and makes it durable where it is new.
 func (f *file) open() (err error) {
 	if f.f, err = os.OpenFile(f.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return fmt.Errorf("opening sink's file: %w", err)
 	}
-	info, err := f.f.Stat()
-	if err == nil {
-		f.size, err = wholeLines(f.f, info.Size())
-	}
-	if err == nil && f.size < info.Size() {
-		err = f.f.Truncate(f.size)
-	}
-	if err == nil {
-		err = syncFolder(filepath.Dir(f.path))
-	}
-	if err != nil {
+	if f.size, err = -1, syncFolder(filepath.Dir(f.path)); err != nil {
 		err = errors.Join(fmt.Errorf("opening sink's file: %w", err), f.f.Close())
 		f.f = nil
 	}
@@ -122,20 +114,21 @@ func wholeLines(r io.ReaderAt, size int64) (int64, error) {
 }
 
 func (f *file) deliver(_ context.Context, events []Event) (answer, error) {
-	if f.f == nil {
-		if err := f.open(); err != nil {
-			return answer{}, err
+	err := f.own()
+	if err == nil && f.size >= f.limit {
+		if err = f.rotate(); err == nil {
+			err = f.own()
 		}
 	}
-	if f.size >= f.limit {
-		if err := f.rotate(); err != nil {
-			return answer{}, err
-		}
+	if err != nil {
+		return answer{}, err
 	}
 	b := lines(events)
-	_, err := f.f.WriteAt(b, f.size)
-	if err == nil {
+	if _, err = f.f.WriteAt(b, f.size); err == nil {
 		err = f.f.Sync()
+	}
+	if err == nil {
+		err = unix.Flock(int(f.f.Fd()), unix.LOCK_UN)
 	}
 	if err != nil { // opened again, cut to its last whole line: what was written of this batch may be there twice then
 		err = errors.Join(fmt.Errorf("writing %s: %w", f.path, err), f.f.Close())
@@ -146,13 +139,53 @@ func (f *file) deliver(_ context.Context, events []Event) (answer, error) {
 	return answer{}, nil
 }
 
+// own opens the file, if need be, and locks it: while the gateway writes to it, a person may send records to it again.
+func (f *file) own() error {
+	for {
+		if f.f == nil {
+			if err := f.open(); err != nil {
+				return err
+			}
+		}
+		ours, err := f.locked()
+		if ours && err == nil {
+			return nil
+		}
+		err = errors.Join(err, f.f.Close())
+		if f.f = nil; err != nil {
+			return fmt.Errorf("locking %s: %w", f.path, err)
+		}
+	}
+}
+
+// locked locks the file and finds its end. ours is false if it was renamed meanwhile. What a crash left of a line is cut
+// off: its batch was not taken, and comes again.
+func (f *file) locked() (ours bool, err error) {
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(f.f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return false, err
+	}
+	info, err := f.f.Stat()
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Stat(f.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, now) {
+		return false, nil
+	}
+	if err != nil || info.Size() == f.size {
+		return true, err
+	}
+	if f.size, err = wholeLines(f.f, info.Size()); err == nil && f.size < info.Size() {
+		err = f.f.Truncate(f.size)
+	}
+	return true, err
+}
+
 // rotate renames PATH to PATH.1, PATH.1 to PATH.2 and so on; the oldest goes.
 func (f *file) rotate() error {
-	err := f.f.Close()
-	f.f = nil
-	if err != nil {
-		return fmt.Errorf("rotating %s: %w", f.path, err)
-	}
 	for i := f.keep - 1; i >= 0; i-- {
 		from := fmt.Sprintf("%s.%d", f.path, i)
 		if i == 0 {
@@ -162,5 +195,5 @@ func (f *file) rotate() error {
 			return fmt.Errorf("rotating: %w", err)
 		}
 	}
-	return f.open()
+	return nil // own opens the next one
 }

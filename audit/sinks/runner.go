@@ -61,6 +61,8 @@ type sink struct {
 	cursor  string // file
 	dead    string // folder
 	gate    gate
+	tries   int                  // failures in a row after which it gives up; 0: it never does
+	refused func([]letter) error // takes what the receiver refuses; nil: it is buried
 
 	reader Reader
 	since  completeness

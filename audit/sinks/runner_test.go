@@ -545,42 +545,6 @@ func wantLetters(t *testing.T, dir string, l *testLog, ids ...string) {
 	}
 }
 
-func TestResend(t *testing.T) {
-	t.Run("A35 dead letters that are sent again arrive once and are gone", func(t *testing.T) {
-		dir, out := t.TempDir(), filepath.Join(t.TempDir(), "events.jsonl")
-		s := &sink{config: Config{Name: "soc"}, log: &testLog{}, dead: deadFolder(dir, "soc"), metrics: newMetrics().of("soc")}
-		for i := range 3 {
-			e := Event{ID: fmt.Sprint(i), Seq: int64(i), Kind: "decision", Body: fmt.Appendf(nil, `{"n":%d}`, i), Raw: []byte(`{}`)}
-			if err := s.bury([]letter{{e, "mapping"}}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		c := Config{Name: "soc", Type: typeFile, Path: out}
-		for _, want := range []int{3, 0} {
-			sent, left, err := Resend(t.Context(), c, Options{Dir: dir})
-			if sent != want || left != 0 || err != nil {
-				t.Fatalf("Resend = %d, %d, %v, want %d sent", sent, left, err, want)
-			}
-		}
-		b, err := os.ReadFile(out)
-		if want := "{\"n\":0}\n{\"n\":1}\n{\"n\":2}\n"; err != nil || string(b) != want {
-			t.Errorf("the receiver has %q, %v", b, err)
-		}
-		wantLetters(t, dir, &testLog{})
-	})
-	t.Run("a letter cut by a crash is passed over", func(t *testing.T) {
-		dir := t.TempDir()
-		name := filepath.Join(deadFolder(dir, "soc"), "letters.jsonl")
-		if err := replaceFile(name, []byte(`{"id":"1","seq":1,"reason":"r","record":{}}`+"\n"+`{"id":"2","se`)); err != nil {
-			t.Fatal(err)
-		}
-		got, err := DeadLetters(dir, "soc")
-		if err != nil || len(got) != 1 || got[0].ID != "1" {
-			t.Errorf("DeadLetters = %v, %v", got, err)
-		}
-	})
-}
-
 func TestCursor(t *testing.T) {
 	t.Run("A17 a cut in the middle of a write leaves the old cursor", func(t *testing.T) {
 		name := filepath.Join(t.TempDir(), "soc.json")

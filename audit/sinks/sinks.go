@@ -29,6 +29,9 @@ type Event struct {
 	Body     []byte    // the record in the sink's schema
 	Raw      []byte    // the record as it stands in the log, with the outcome that belongs to it
 	Leaf     string    // its hash in the log's tree, base64; empty for what does not stand there
+
+	Outcome     int64  // number of the outcome in it, 0 for none
+	OutcomeLeaf string // that one's hash
 }
 
 // A Position is a place in the log: the record that comes next, and the tree before it. The zero Position is the oldest
@@ -81,6 +84,7 @@ type Notice struct {
 	SeqTo   int64
 	Count   int64
 	Class   string // class of error
+	Root    string // of dead letters: hash of the last one, which all before it hang on
 }
 
 // Options are what sinks need beside their configuration.

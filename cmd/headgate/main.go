@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/headgate/headgate/audit"
+	"github.com/headgate/headgate/audit/sinks"
 	"github.com/headgate/headgate/gateway"
 )
 
@@ -93,6 +94,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[*deadError](err); ok {
 		return exitDead
+	}
+	if errors.Is(err, sinks.ErrAltered) {
+		return audit.ExitAltered
 	}
 	return exitFailed
 }

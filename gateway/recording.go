@@ -52,6 +52,7 @@ type Found struct {
 	Reason   string   `json:"reason,omitempty"` // as recorded
 	Revision string   `json:"revision"`         // of the policy that answered
 	Judged   bool     `json:"judged"`           // policy was asked: else it was refused before
+	Feeds    []string `json:"feeds,omitempty"`  // snapshots of feeds that facts came from: name, hash of the content, when it was found
 }
 
 // FindDecisions looks up the decisions whose event id begins with id, in any case, as a denial shows it; out of an audit
@@ -78,6 +79,9 @@ func FindDecisions(ctx context.Context, name, id string) ([]Found, *policy.Recor
 		}
 		for _, code := range v.GetArray("decision", "codes") {
 			f.Codes = append(f.Codes, text(code))
+		}
+		for _, feed := range v.GetArray("eval", "facts") {
+			f.Feeds = append(f.Feeds, text(feed))
 		}
 		if f.Judged {
 			f.Recorded = recordedOf(v)

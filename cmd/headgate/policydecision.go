@@ -137,7 +137,7 @@ func (x *explainedDecision) print(w io.Writer) error {
 		line("note", "policy "+x.Revision+", which answered, is not kept any more; what follows is the answer of "+x.Present)
 	}
 	if r := x.Resource; r != nil {
-		for _, f := range factStates(r.Known) {
+		for _, f := range facts(r, x.Feeds, x.Time) {
 			line("fact", f)
 		}
 	}
@@ -162,12 +162,33 @@ func (x *explainedDecision) print(w io.Writer) error {
 	return nil
 }
 
-// factStates are the states of all facts, in the order of the input's schema.
-func factStates(k policy.Known) []string {
-	v := reflect.ValueOf(k)
+// facts are a line for each fact of a version, in the order of the input's schema: its state, and where it is known or off,
+// where it comes from and how old that was at a time.
+func facts(r *policy.Resource, feeds []string, at time.Time) []string {
+	sources := map[string]string{
+		"licences": "from the zip", "retracted": "from the newest go.mod", "deprecated": "from the newest go.mod",
+		"sumdb": "from the checksum database", "origin": "from .info and what was first stored",
+	}
+	if r.FirstSeenDay > 0 {
+		sources["age"] = "first seen " + dayText(r.FirstSeenDay)
+	}
+	for _, feed := range feeds {
+		name, rest, _ := strings.Cut(feed, " ")
+		digest, found, _ := strings.Cut(rest, " ")
+		sources[name] = "from feed " + name + " " + digest
+		if t, err := time.Parse(time.RFC3339, found); err == nil {
+			sources[name] += ", " + at.Sub(t).Round(time.Second).String() + " old then"
+		}
+	}
+	sources["lookalike"] = sources["popularity"] // whose names it is held against
+	v := reflect.ValueOf(r.Known)
 	list := make([]string, v.NumField())
 	for i := range list {
-		list[i] = v.Type().Field(i).Tag.Get("json") + " " + v.Field(i).String()
+		name := v.Type().Field(i).Tag.Get("json")
+		list[i] = name + " " + v.Field(i).String()
+		if source := sources[name]; source != "" && v.Field(i).String() != "off" {
+			list[i] += ", " + source
+		}
 	}
 	return list
 }

@@ -31,7 +31,7 @@ type Vuln struct {
 
 // A Module is what the feeds say of one module, at one time.
 type Module struct {
-	// Snapshots are the feeds that were looked at: name and hash of the content.
+	// Snapshots are the feeds that were looked at: name, hash of the content, and when that was found (RFC 3339, UTC).
 	Snapshots []string
 
 	path           string

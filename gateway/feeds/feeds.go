@@ -140,7 +140,7 @@ type feed[T content] struct {
 	mu    sync.RWMutex // guards what follows
 	value T
 	at    time.Time // when value was last found to be what the feed says; zero: never
-	label string    // its name and the hash of its content
+	label string    // its name, the hash of its content and when that was found
 }
 
 // content is what a feed holds, with the hash of it.
@@ -173,7 +173,7 @@ func (x *feed[T]) get(now time.Time, maxAge time.Duration) (value T, label, stat
 func (x *feed[T]) put(value T, at time.Time) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.value, x.at, x.label = value, at, x.name+" "+value.digest()
+	x.value, x.at, x.label = value, at, x.name+" "+value.digest()+" "+at.UTC().Format(time.RFC3339)
 }
 
 // begin takes what is at hand in at once, and goes on in the background. Local feeds are read before it returns.

@@ -117,6 +117,7 @@ type Log struct {
 	origin     string
 	key        *signingKey // upkeep goroutine only, once open
 	publishers []*publisher
+	exporter   atomic.Pointer[sinks.Exporter]
 
 	wake     chan struct{} // hands the right to commit to the writer
 	topack   chan struct{} // tells packing that a segment was sealed

@@ -19,7 +19,11 @@ import (
 // Export starts the sinks of the log's configuration. It is closed before the log.
 func (l *Log) Export(o sinks.Options) (*sinks.Exporter, error) {
 	o.Dir, o.Log, o.Node, o.Version, o.Logger, o.Registerer = l.cfg.Dir, exported{l}, l.node, l.version, l.logger, l.registerer
-	return sinks.Open(l.cfg.Sinks, o)
+	e, err := sinks.Open(l.cfg.Sinks, o)
+	if err == nil {
+		l.exporter.Store(e)
+	}
+	return e, err
 }
 
 // exported is the log as sinks see it.
@@ -97,6 +101,9 @@ func (x exported) Reader(at sinks.Position, format string) (sinks.Reader, error)
 	}
 	if r.tree = edge; r.Position() != at {
 		return nil, fmt.Errorf("going on at record %d of %s: the tree before it is another: %w", at.Next, at.Origin, sinks.ErrPosition)
+	}
+	if firsts, err := r.list(); err == nil && len(firsts) > 0 && firsts[0] > at.Next && r.removedBefore() >= firsts[0] {
+		return r, r.enter(at.Epoch) // what was given up meanwhile, as the log says
 	}
 	r.next, r.join = at.Next, recall(r.layout, at.Next)
 	return r, nil

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +19,9 @@ import (
 
 // DefaultRetention is how long records are kept where Config.Retention is 0: a year.
 const DefaultRetention = 365 * 24 * time.Hour
+
+// pressedAt is how many segments are free when records are given up: one more than the log needs to go on.
+const pressedAt = 3
 
 // removal is what a control record says of records whose retention is over: all of the epoch before SeqTo+1, whose tree
 // had this root. Their leaf hashes stay, so the tree over them, and every proof made before, still verify.
@@ -85,7 +89,11 @@ func (l *Log) expire(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	through, bytes, err := l.expired(firsts, now)
+	pressed, err := l.pressed()
+	if err != nil {
+		return err
+	}
+	through, bytes, err := l.expired(firsts, now, pressed)
 	if err != nil || through == 0 {
 		return err
 	}
@@ -96,6 +104,11 @@ func (l *Log) expire(now time.Time) error {
 	already, err := readRemoved(l.layout, ring)
 	if err != nil {
 		return err
+	}
+	if pressed {
+		if err := l.giveUp(firsts[0], through); err != nil {
+			return err
+		}
 	}
 	if already.size < through {
 		if err := l.announce(through, bytes); err != nil {
@@ -121,8 +134,8 @@ func (l *Log) expire(now time.Time) error {
 
 // expired returns the end of the oldest segments that are due, and how many bytes they take. One that is held, or that
 // somebody still needs, keeps all behind it: what is removed is always the beginning of the log.
-func (l *Log) expired(firsts []int64, now time.Time) (through, bytes int64, err error) {
-	needed, err := l.needed()
+func (l *Log) expired(firsts []int64, now time.Time, pressed bool) (through, bytes int64, err error) {
+	needed, err := l.needed(pressed)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -154,13 +167,16 @@ func (l *Log) expired(firsts []int64, now time.Time) (through, bytes int64, err 
 }
 
 // needed returns the first record of the present epoch that some sink has not delivered yet, or that is not yet
-// published at some place.
-func (l *Log) needed() (int64, error) {
+// published at some place. Where the volume is pressed, sinks that would rather have a gap need nothing.
+func (l *Log) needed(pressed bool) (int64, error) {
 	least := int64(math.MaxInt64)
 	for _, p := range l.publishers {
 		least = min(least, p.shipped.Load())
 	}
 	for _, c := range l.cfg.Sinks {
+		if pressed && c.OnOverflow == sinks.OverflowGap {
+			continue
+		}
 		at, err := sinks.Delivered(l.cfg.Dir, c.Name)
 		if err != nil {
 			return 0, err
@@ -171,6 +187,75 @@ func (l *Log) needed() (int64, error) {
 		least = min(least, at.Next)
 	}
 	return least, nil
+}
+
+// pressed reports whether the volume has so little room left that the log will not take records soon, or takes none now.
+func (l *Log) pressed() (bool, error) {
+	free, err := l.disk.free(l.cfg.Dir)
+	if err != nil {
+		return false, fmt.Errorf("measuring free space: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return free < pressedAt*l.cfg.SegmentBytes || errors.Is(l.state, errFull), nil
+}
+
+// giveUp moves the cursors of sinks that would rather have a gap behind what is removed now. Which records each of them
+// does not get is on disk before its cursor moves, and before the records go.
+func (l *Log) giveUp(first, through int64) error {
+	edge, err := edgeAt(l.layout, through)
+	if err != nil {
+		return fmt.Errorf("giving up records: %w", err)
+	}
+	root := edge.root()
+	behind := sinks.Position{Origin: l.origin, Epoch: l.layout.epoch, Next: through, Tree: base64.StdEncoding.EncodeToString(root[:])}
+	for _, c := range l.cfg.Sinks {
+		if c.OnOverflow != sinks.OverflowGap {
+			continue
+		}
+		at, err := sinks.Delivered(l.cfg.Dir, c.Name)
+		if err != nil {
+			return err
+		}
+		if at.Epoch == behind.Epoch && at.Next >= through {
+			continue
+		}
+		leap := func(from sinks.Position) (sinks.Position, error) { return l.gap(c.Name, first, from, behind) }
+		err = sinks.ErrClosed
+		if e := l.exporter.Load(); e != nil {
+			err = e.Leap(c.Name, leap)
+		}
+		if errors.Is(err, sinks.ErrClosed) {
+			err = sinks.Leap(l.cfg.Dir, c.Name, leap)
+		}
+		if err != nil {
+			return fmt.Errorf("giving up records that sink %s has not delivered: %w", c.Name, err)
+		}
+	}
+	return nil
+}
+
+// gap records what a sink that stands at from does not get, and returns where it goes on. One that is not through with an
+// epoch before goes on with that: it meets the gap when it comes to this one.
+func (l *Log) gap(sink string, first int64, from, behind sinks.Position) (sinks.Position, error) {
+	before := from.Epoch < behind.Epoch
+	if !before {
+		first = max(first, from.Next)
+	}
+	if first >= behind.Next {
+		return from, nil // it was quick
+	}
+	note := l.controlRecord(Control{What: "gap", Sink: sink, SeqFrom: first, SeqTo: behind.Next - 1, Count: behind.Next - first, ErrClass: "overflow"})
+	note.Severity = 4
+	if err := l.Append(context.Background(), note); err != nil {
+		return from, err
+	}
+	l.logger.LogAttrs(context.Background(), slog.LevelError, "audit records were given up that a sink has not delivered",
+		slog.String("sink", sink), slog.Int64("seq_from", first), slog.Int64("seq_to", behind.Next-1))
+	if before {
+		return from, nil
+	}
+	return behind, nil
 }
 
 // newestTime is when the last event of a sealed segment was.

@@ -34,12 +34,17 @@ type aging struct {
 
 func newAging(t testing.TB, cfg Config, o Options) *aging {
 	t.Helper()
+	return newAgingOn(t, cfg, o, osDisk{})
+}
+
+func newAgingOn(t testing.TB, cfg Config, o Options, d disk) *aging {
+	t.Helper()
 	a := &aging{saved: &saved{dir: t.TempDir()}}
 	a.layout = layout{dir: a.dir}
 	cfg.Dir, cfg.SegmentBytes = a.dir, minSegment
 	o.Cluster, o.Node = "test", "n1"
 	var err error
-	if a.log, err = Open(cfg, o); err != nil {
+	if a.log, err = open(cfg, o, d); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = a.log.Close() }) // where the test did not

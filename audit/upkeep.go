@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/headgate/headgate/audit/sinks"
 )
 
 const (
@@ -285,6 +288,12 @@ func (k *keeper) watchDisk() error {
 	k.mu.Lock()
 	state := k.state
 	k.mu.Unlock()
+	if free < pressedAt*k.cfg.SegmentBytes && k.mayGiveUp() {
+		select {
+		case k.topack <- struct{}{}:
+		default: // it looks already
+		}
+	}
 	need := 2 * k.cfg.SegmentBytes
 	if state != nil { // leave with more room than is needed to stay, or the state would flutter
 		need += k.cfg.SegmentBytes / 4
@@ -302,6 +311,11 @@ func (k *keeper) watchDisk() error {
 		return k.full(free)
 	}
 	return k.hasRoom(free)
+}
+
+// mayGiveUp tells whether some sink would rather have a gap than a full disk.
+func (l *Log) mayGiveUp() bool {
+	return slices.ContainsFunc(l.cfg.Sinks, func(c sinks.Config) bool { return c.OnOverflow == sinks.OverflowGap })
 }
 
 // full refuses records and says so in the log itself, in the room kept for that.

@@ -44,6 +44,9 @@ type Config struct {
 	Timeout time.Duration `yaml:"timeout"`
 	// RetryCap is the longest wait that a receiver's Retry-After may ask for. 0: 10m.
 	RetryCap time.Duration `yaml:"retry_cap"`
+	// OnOverflow is what happens to records past their retention that this sink has not delivered, when their volume gets full: keep
+	// holds on to them until the gateway stops answering, gap gives them up and says in the log which they were. Empty: keep.
+	OnOverflow string `yaml:"on_overflow"`
 	// TLS is for types that go over the network.
 	TLS TLS `yaml:"tls"`
 }
@@ -65,6 +68,12 @@ const (
 	typeElastic = "elasticsearch"
 	typeOTLP    = "otlp"
 	typeObjects = "objects"
+)
+
+// What Config.OnOverflow may say.
+const (
+	OverflowKeep = "keep"
+	OverflowGap  = "gap"
 )
 
 var (
@@ -106,6 +115,7 @@ func (c Config) mistakes() []error {
 		bad(f.set && !allowed, "%s: a sink of type %s has none", f.key, c.Type)
 		bad(!f.set && allowed && f.needed, "%s: it is missing; a sink of type %s needs one", f.key, c.Type)
 	}
+	bad(!slices.Contains([]string{"", OverflowKeep, OverflowGap}, c.OnOverflow), "on_overflow: %q is not known; want keep or gap", c.OnOverflow)
 	bad(c.RotateBytes < 0, "rotate_bytes: %d is negative", c.RotateBytes)
 	bad(c.Keep < 0, "keep: %d is negative", c.Keep)
 	bad(c.MessageBytes != 0 && (c.MessageBytes < 480 || c.MessageBytes > 64<<10), "message_bytes: %d is out of range; want 480 to 65536", c.MessageBytes)

@@ -64,6 +64,9 @@ type sink struct {
 	tries   int                  // failures in a row after which it gives up; 0: it never does
 	refused func([]letter) error // takes what the receiver refuses; nil: it is buried
 
+	leaps chan leap
+	ended chan struct{} // closed when run has returned
+
 	reader Reader
 	since  completeness
 
@@ -89,8 +92,30 @@ type completeness struct {
 	joined int64
 }
 
+// A leap moves a cursor over records that will not be delivered.
+type leap struct {
+	to   func(from Position) (Position, error)
+	done chan error
+}
+
+// leap makes a leap while nothing is on its way.
+func (s *sink) leap(l leap) {
+	s.mu.Lock()
+	from := s.committed
+	s.mu.Unlock()
+	to, err := l.to(from)
+	if err == nil && to != from {
+		err = s.commit(to)
+	}
+	l.done <- err
+}
+
+// errLeap ends what is on its way.
+var errLeap = errors.New("records are given up")
+
 // run delivers until the sink is drained or ctx ends.
 func (s *sink) run(ctx context.Context) {
+	defer close(s.ended)
 	for {
 		err := s.open()
 		if err == nil {
@@ -98,6 +123,9 @@ func (s *sink) run(ctx context.Context) {
 		}
 		if ctx.Err() != nil || err == nil {
 			return
+		}
+		if errors.Is(err, errLeap) {
+			continue
 		}
 		if errors.Is(err, ErrPosition) {
 			s.metrics.paused.Set(1)
@@ -108,6 +136,8 @@ func (s *sink) run(ctx context.Context) {
 		s.logger.LogAttrs(ctx, slog.LevelError, "audit sink stopped; trying again", slog.Any("err", err))
 		select {
 		case <-time.After(s.pace.backoff.to):
+		case l := <-s.leaps:
+			s.leap(l)
 		case <-s.drain:
 			return
 		case <-ctx.Done():
@@ -136,6 +166,22 @@ func (s *sink) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer s.reader.Close()
+	var due *leap
+	var leaper sync.WaitGroup
+	leaper.Go(func() {
+		select {
+		case l := <-s.leaps:
+			due = &l
+			cancel(errLeap)
+		case <-ctx.Done():
+		}
+	})
+	defer func() {
+		cancel(nil)
+		if leaper.Wait(); due != nil {
+			s.leap(*due)
+		}
+	}()
 	flights := make(chan *flight, s.to.inFlight()-1)
 	var workers sync.WaitGroup
 	workers.Go(func() {

@@ -151,6 +151,7 @@ func start(t *testing.T, dir string, l *testLog, r destination) (*Exporter, func
 	s := &sink{
 		config: Config{Name: "soc", Type: typeFile}.withDefaults(), log: l, logger: slog.New(slog.DiscardHandler), drain: e.drain,
 		pace: usualPace, cursor: filepath.Join(dir, "cursors", "soc.json"), dead: deadFolder(dir, "soc"), metrics: m.of("soc"), to: r,
+		leaps: make(chan leap), ended: make(chan struct{}),
 	}
 	var err error
 	if s.committed, err = readCursor(s.cursor); err != nil {
@@ -672,6 +673,7 @@ func TestValidate(t *testing.T) {
 		"plaintext":          {Config{Name: "a", Type: "splunk", URL: "http://s:8088", TokenFile: "t"}, `sinks[0].url: want https://`},
 		"a user in the URL":  {Config{Name: "a", Type: "splunk", URL: "https://u:p@s:8088", TokenFile: "t"}, `sinks[0].url: want https://`},
 		"ack of a file":      {Config{Name: "a", Type: "file", Path: "/x", NoAck: true}, `sinks[0].no_ack: a sink of type file has none`},
+		"another overflow":   {Config{Name: "a", Type: "file", Path: "/x", OnOverflow: "drop"}, `sinks[0].on_overflow: "drop" is not known; want keep or gap`},
 		"negative size":      {Config{Name: "a", Type: "file", Path: "/x", RotateBytes: -1}, `sinks[0].rotate_bytes: -1`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -716,7 +718,7 @@ func TestSettling(t *testing.T) {
 		stop()
 		e.drain = make(chan struct{})
 		s := e.sinks[0]
-		s.drain, s.to = e.drain, to
+		s.drain, s.to, s.ended = e.drain, to, make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		e.cancel = cancel
 		e.workers.Go(func() { s.run(ctx) })
@@ -755,5 +757,48 @@ func TestSettling(t *testing.T) {
 				t.Errorf("cursor is %d once all has settled", got)
 			}
 		})
+	})
+}
+
+// A leap ends what is on its way, however the receiver behaves, and the cursor never goes back.
+func TestLeap(t *testing.T) {
+	to := func(next int64) func(Position) (Position, error) {
+		return func(from Position) (Position, error) { return Position{Origin: "test", Next: next, Tree: "x"}, nil }
+	}
+	synctest.Test(t, func(t *testing.T) {
+		dir, l, r := t.TempDir(), &testLog{}, &receiver{width: 4}
+		r.set(func([]Event) (answer, error) { return answer{}, errAway })
+		e, stop := start(t, dir, l, r)
+		l.add(5000)
+		after(time.Minute)
+		if err := e.Leap("soc", to(3000)); err != nil || cursorOf(t, dir) != 3000 {
+			t.Fatalf("Leap: %v; the cursor is at %d", err, cursorOf(t, dir))
+		}
+		r.set(nil)
+		after(3 * time.Minute)
+		if got := r.IDs(); len(got) != 2000 || got[0] != "e-3000" || cursorOf(t, dir) != 5000 {
+			t.Errorf("%d records arrived, the first %v, and the cursor is at %d; want 2,000 from e-3000 on", len(got), got[:1], cursorOf(t, dir))
+		}
+		if err := e.Leap("soc", func(from Position) (Position, error) { return Position{Origin: "test", Next: 9000}, errAway }); !errors.Is(err, errAway) || cursorOf(t, dir) != 5000 {
+			t.Errorf("Leap that is called off: %v; the cursor is at %d", err, cursorOf(t, dir))
+		}
+		if err := e.Leap("none", to(1)); !errors.Is(err, ErrClosed) {
+			t.Errorf("Leap of no sink: %v", err)
+		}
+		stop()
+		if err := e.Leap("soc", to(1)); !errors.Is(err, ErrClosed) {
+			t.Errorf("Leap of a sink that has ended: %v", err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		dir, l := t.TempDir(), &testLog{}
+		if err := writeCursor(filepath.Join(dir, "cursors", "soc.json"), Position{Origin: "other", Next: 7}); err != nil {
+			t.Fatal(err)
+		}
+		e, _ := start(t, dir, l, &receiver{})
+		after(time.Second) // it stands still: the log is another
+		if err := e.Leap("soc", to(8)); err != nil || cursorOf(t, dir) != 8 {
+			t.Errorf("Leap of a sink that stands still: %v; the cursor is at %d", err, cursorOf(t, dir))
+		}
 	})
 }

@@ -145,7 +145,7 @@ func (e *Exporter) newSink(c Config, o Options) (*sink, error) {
 	s := &sink{
 		config: c, log: o.Log, logger: o.Logger.With(slog.String("sink", c.Name)), drain: e.drain, pace: paceOf(c.Type),
 		cursor: cursorFile(o.Dir, c.Name), dead: deadFolder(o.Dir, c.Name),
-		metrics: e.metrics.of(c.Name),
+		metrics: e.metrics.of(c.Name), leaps: make(chan leap), ended: make(chan struct{}),
 	}
 	var err error
 	if s.committed, err = readCursor(s.cursor); err != nil {
@@ -165,6 +165,40 @@ func (e *Exporter) Close() error {
 	e.cancel()
 	e.metrics.unregister(e.register)
 	return e.closeDestinations()
+}
+
+// ErrClosed says that a sink does not run.
+var ErrClosed = errors.New("the sink does not run")
+
+// Leap ends what a sink has on its way and moves its cursor to where to says, which is called with where it stands now. What
+// lies between is not delivered. An error matches ErrClosed where no such sink runs.
+func (e *Exporter) Leap(name string, to func(from Position) (Position, error)) error {
+	for _, s := range e.sinks {
+		if s.config.Name != name {
+			continue
+		}
+		l := leap{to, make(chan error, 1)}
+		select {
+		case s.leaps <- l:
+			return <-l.done
+		case <-s.ended:
+		}
+	}
+	return fmt.Errorf("moving the cursor of sink %s: %w", name, ErrClosed)
+}
+
+// Leap moves the cursor of a sink that does not run; dir is the log's folder.
+func Leap(dir, name string, to func(from Position) (Position, error)) error {
+	file := cursorFile(dir, name)
+	from, err := readCursor(file)
+	if err != nil {
+		return err
+	}
+	behind, err := to(from)
+	if err != nil || behind == from {
+		return err
+	}
+	return writeCursor(file, behind)
 }
 
 func (e *Exporter) closeDestinations() error {

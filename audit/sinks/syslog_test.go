@@ -413,6 +413,7 @@ func TestSyslogSendsAgainWhatALostConnectionMayHaveHeld(t *testing.T) {
 	s := &sink{
 		config: c, log: log, logger: slog.New(slog.DiscardHandler), drain: e.drain, pace: usualPace,
 		cursor: filepath.Join(dir, "cursors", "siem.json"), dead: deadFolder(dir, "siem"), metrics: m.of("siem"), to: newSyslog(c, "n"),
+		ended: make(chan struct{}),
 	}
 	e.sinks = []*sink{s}
 	e.workers.Go(func() { s.run(t.Context()) })

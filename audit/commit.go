@@ -26,8 +26,18 @@ type batch struct {
 	records int
 	waiters int
 	byKind  [len(kinds)]int
-	done    chan struct{} // closed when err holds
+	done    chan struct{} // closed when err and at hold
 	err     error
+	at      time.Time // when it was durable
+}
+
+// result is what a caller gets that began to wait at start. What counts is when the record was durable: on a busy machine
+// the caller learns of it later, when it is scheduled again.
+func (b *batch) result(start time.Time) (took time.Duration, err error) {
+	if took = b.at.Sub(start); took > maxWait {
+		return took, unwritable(errTimeout) // too late is not acknowledged, to none of the batch
+	}
+	return took, b.err
 }
 
 // onlyControl reports whether the log speaks only of itself, which it may do when the disk is full.
@@ -37,28 +47,25 @@ func (b *batch) onlyControl() bool { return b.byKind[KindControl.number()] == b.
 // ErrUnwritable, and the record may then land all the same. ctx ends the wait early, not the write: call it with
 // context.WithoutCancel, so that a client that hangs up is recorded too.
 func (l *Log) Append(ctx context.Context, r *Record) error {
-	start := time.Now()
-	err := l.append(ctx, r, start)
+	took, err := l.append(ctx, r, time.Now())
 	if err != nil {
 		l.metrics.failures.WithLabelValues(causeLabel(err)).Inc()
 		return fmt.Errorf("appending audit record %s: %w", EscapeTerminal(r.EventID), err)
 	}
-	l.metrics.append.Observe(time.Since(start).Seconds())
+	l.metrics.append.Observe(took.Seconds())
 	return nil
 }
 
-func (l *Log) append(ctx context.Context, r *Record, start time.Time) error {
+// append gives how long it took until the record was durable.
+func (l *Log) append(ctx context.Context, r *Record, start time.Time) (time.Duration, error) {
 	b, mine, err := l.enqueue(r, true)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if mine {
 		l.commit(b)
 		l.release()
-		if time.Since(start) > maxWait { // as for all the others in this batch: too late is not acknowledged
-			return unwritable(errTimeout)
-		}
-		return b.err
+		return b.result(start)
 	}
 	t := l.timers.Get().(*time.Timer)
 	t.Reset(maxWait)
@@ -68,11 +75,16 @@ func (l *Log) append(ctx context.Context, r *Record, start time.Time) error {
 	}()
 	select {
 	case <-b.done:
-		return b.err
+		return b.result(start)
 	case <-t.C:
-		return unwritable(errTimeout)
+		select {
+		case <-b.done: // in time perhaps, and this goroutine was late
+			return b.result(start)
+		default:
+			return 0, unwritable(errTimeout)
+		}
 	case <-ctx.Done():
-		return unwritable(context.Cause(ctx))
+		return 0, unwritable(context.Cause(ctx))
 	}
 }
 
@@ -267,6 +279,7 @@ func (l *Log) commit(b *batch) {
 	}
 	b.buf = nil
 	l.mu.Unlock()
+	b.at = time.Now()
 	close(b.done)
 }
 

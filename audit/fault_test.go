@@ -352,3 +352,25 @@ func TestFullDiskWithoutPreallocation(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A41: on a machine with more to do than processors, a caller learns late of what was durable in time.
+func TestA41DurableInTimeIsAcknowledged(t *testing.T) {
+	start := time.Now()
+	for name, tt := range map[string]struct {
+		after time.Duration // start
+		err   error
+		want  error
+	}{
+		"durable in time":      {after: maxWait},
+		"durable too late":     {after: maxWait + 1, want: errTimeout},
+		"failed in time":       {after: time.Second, err: unwritable(errPoisoned), want: errPoisoned},
+		"failed, and too late": {after: maxWait + 1, err: unwritable(errPoisoned), want: errTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &batch{err: tt.err, at: start.Add(tt.after)}
+			if took, err := b.result(start); !errors.Is(err, tt.want) || (tt.want == nil) != (err == nil) || took != tt.after {
+				t.Errorf("result = %v, %v; want %v, %v", took, err, tt.after, tt.want)
+			}
+		})
+	}
+}

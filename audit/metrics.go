@@ -46,7 +46,7 @@ func newMetrics() *metrics {
 		segments: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "headgate", Subsystem: "audit", Name: "segments", Help: "Segments of the present epoch.",
 		}, []string{"state"}),
-		append:     histogram("append_duration_seconds", "Time that a caller waited for its record.", prometheus.ExponentialBuckets(0.0001, 2.5, 12)),
+		append:     histogram("append_duration_seconds", "Time from a caller's record to its being durable.", prometheus.ExponentialBuckets(0.0001, 2.5, 12)),
 		batch:      histogram("batch_records", "Records written at once.", prometheus.ExponentialBuckets(1, 4, 7)),
 		fsync:      histogram("fsync_duration_seconds", "Time of one fdatasync.", prometheus.ExponentialBuckets(0.00005, 2.5, 12)),
 		writable:   gauge("writable", "1 while records can be written."),

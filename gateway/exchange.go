@@ -195,7 +195,12 @@ func (s *Server) record(ctx context.Context, x *exchange, err error) error {
 		s.often.note(x.from, x.start)
 		return err
 	}
-	if aerr := s.audit.Append(context.WithoutCancel(ctx), x.rec); aerr != nil {
+	if terr := s.turns.enter(); terr != nil {
+		return unwritable(x.action, terr)
+	}
+	aerr := s.audit.Append(context.WithoutCancel(ctx), x.rec)
+	s.turns.leave()
+	if aerr != nil {
 		return unwritable(x.action, aerr)
 	}
 	if x.rec.Decision.Effect == "deny" && x.from != (requester{}) {

@@ -58,6 +58,7 @@ type Server struct {
 	policy    *policy.Engine
 	mirror    *mirror.Mirror
 	audit     *audit.Log
+	turns     turns          // to write to it
 	archive   *audit.Archive // of the same log
 	feeds     *feeds.Feeds
 	snapshots *policy.Snapshots // of inputs, for the log
@@ -89,7 +90,7 @@ type Server struct {
 func New(cfg Config, o Options) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
-		cfg: cfg, names: map[string]bool{}, identity: o.Identity, policy: o.Policy, mirror: o.Mirror, audit: o.Audit,
+		cfg: cfg, names: map[string]bool{}, identity: o.Identity, policy: o.Policy, mirror: o.Mirror, audit: o.Audit, turns: newTurns(),
 		feeds: o.Feeds, snapshots: policy.NewSnapshots(), stall: stallTimeout, now: o.Now, log: o.Logger, registry: o.Registry, version: o.Version, started: time.Now(),
 	}
 	if s.now == nil {

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/headgate/headgate/audit/sinks"
+	"github.com/headgate/headgate/audit/sinks/sinkstest"
 )
 
 // A4: on a disk that is full, sinks still drain and their cursors move on; so segments past their retention can go, and
@@ -87,6 +90,95 @@ func TestA4FullDiskDrains(t *testing.T) {
 	}
 }
 
+// A4: the same where not one byte is free and the ballast is gone: the cursor has its room.
+func TestA4FullDiskDrainsWithoutAFreeByte(t *testing.T) {
+	t.Parallel()
+	volume, mended := t.TempDir(), make(chan struct{})
+	if err := syscall.Mount("tmpfs", volume, "tmpfs", 0, "size=11m,mode=700"); err != nil {
+		t.Fatalf("mounting a tmpfs (this test has to run as root, with the right to mount): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(volume, 0); err != nil {
+			t.Errorf("unmounting: %v", err)
+		}
+	})
+	elastic := &sinkstest.Elastic{}
+	elastic.Set(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		select {
+		case <-mended:
+			return false
+		case <-r.Context().Done():
+			return true
+		}
+	})
+	server := httptest.NewServer(elastic)
+	t.Cleanup(server.Close)
+	token := filepath.Join(t.TempDir(), "token")
+	write(t, token, []byte("right"))
+	cfg := Config{Dir: filepath.Join(volume, "audit"), SegmentBytes: minSegment, Sinks: []sinks.Config{
+		{Name: "soc", Type: "elasticsearch", URL: server.URL, Index: "logs-headgate", TokenFile: token},
+	}}
+	l, err := Open(cfg, Options{Cluster: "test", Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() }) // where the test did not
+	e, err := l.Export(sinks.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const records = 1000
+	for range records {
+		r := benchRecord()
+		r.Module, r.Version, r.Client.Agent = noise(), noise(), noise()
+		if err := l.Append(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sealNow(t, l)
+	l.packedAll(t)
+	filler := filepath.Join(volume, "filler")
+	useUp(t, filler)
+	still := 0
+	eventually(t, "not one byte is free, nor will be in the next round of upkeep", func() bool {
+		if info, err := os.Stat(l.ballast()); err == nil && info.Size() == 0 && room(t, volume) == 0 {
+			still++
+			return still > 120
+		}
+		still = 0
+		if err := l.dropBallast(); err != nil {
+			t.Fatal(err)
+		}
+		useUp(t, filler)
+		return false
+	})
+	if at, err := sinks.Delivered(cfg.Dir, "soc"); err != nil || at.Next != 0 {
+		t.Fatalf("the sink has delivered up to %+v, %v: nothing is shown", at, err)
+	}
+	close(mended)
+	eventually(t, "the sink drains", func() bool {
+		at, err := sinks.Delivered(cfg.Dir, "soc")
+		return err == nil && at.Next >= records
+	})
+	if free := room(t, volume); free > 0 {
+		t.Fatalf("%d bytes are free: nothing is shown", free)
+	}
+	leave(t, filler, cfg.SegmentBytes/2) // for the last checkpoint
+	if err := errors.Join(e.Close(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// room is how many bytes a volume has left.
+func room(t *testing.T, volume string) int64 {
+	t.Helper()
+	var v syscall.Statfs_t
+	if err := syscall.Statfs(volume, &v); err != nil {
+		t.Fatal(err)
+	}
+	return int64(v.Bavail) * v.Bsize
+}
+
 // noise is a text of 1,000 bytes that does not compress well.
 func noise() string {
 	b := make([]byte, 750)
@@ -112,10 +204,10 @@ func (l *Log) packedAll(t *testing.T) (firsts []int64) {
 	return firsts
 }
 
-// useUp writes a file until its volume has no room.
+// useUp makes a file longer until its volume has no room.
 func useUp(t *testing.T, name string) {
 	t.Helper()
-	f, err := os.Create(name)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

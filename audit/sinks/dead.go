@@ -126,10 +126,7 @@ func withDead(dir string, fn func() error) error {
 		return fmt.Errorf("opening folder of dead letters: %w", err)
 	}
 	defer f.Close()
-	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
+	if err := flock(f, unix.LOCK_EX); err != nil {
 		return fmt.Errorf("locking %s: %w", dir, err)
 	}
 	return fn()

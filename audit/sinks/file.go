@@ -128,7 +128,7 @@ func (f *file) deliver(_ context.Context, events []Event) (answer, error) {
 		err = f.f.Sync()
 	}
 	if err == nil {
-		err = unix.Flock(int(f.f.Fd()), unix.LOCK_UN)
+		err = flock(f.f, unix.LOCK_UN)
 	}
 	if err != nil { // opened again, cut to its last whole line: what was written of this batch may be there twice then
 		err = errors.Join(fmt.Errorf("writing %s: %w", f.path, err), f.f.Close())
@@ -161,10 +161,7 @@ func (f *file) own() error {
 // locked locks the file and finds its end. ours is false if it was renamed meanwhile. What a crash left of a line is cut
 // off: its batch was not taken, and comes again.
 func (f *file) locked() (ours bool, err error) {
-	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-		err = unix.Flock(int(f.f.Fd()), unix.LOCK_EX)
-	}
-	if err != nil {
+	if err := flock(f.f, unix.LOCK_EX); err != nil {
 		return false, err
 	}
 	info, err := f.f.Stat()

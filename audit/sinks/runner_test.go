@@ -1,6 +1,7 @@
 package sinks
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,14 +10,17 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 )
 
 // testLog is a log in memory: records appear by add.
@@ -547,22 +551,163 @@ func wantLetters(t *testing.T, dir string, l *testLog, ids ...string) {
 }
 
 func TestCursor(t *testing.T) {
-	t.Run("A17 a cut in the middle of a write leaves the old cursor", func(t *testing.T) {
+	t.Run("A17 a cut in the middle of a write leaves the old cursor, and the next one is whole", func(t *testing.T) {
 		name := filepath.Join(t.TempDir(), "soc.json")
-		old := Position{Origin: "o", Epoch: 1, Next: 5, Tree: "t"}
+		old, next := Position{Origin: "o", Epoch: 1, Next: 5, Tree: "t"}, Position{Origin: "o", Epoch: 1, Next: 1 << 40, Tree: "u"}
 		if err := writeCursor(name, old); err != nil {
+			t.Fatal(err)
+		}
+		if err := prepareCursor(name, old); err != nil {
 			t.Fatal(err)
 		}
 		whole, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for n := range whole { // the new one is written beside it, so a crash leaves any part of it there
-			if err := os.WriteFile(name+".tmp", whole[:n], 0o600); err != nil {
-				t.Fatal(err)
+		for n := 0; n < len(whole); n += 1 + n/80*100 { // the new one is written over the spare file, so a crash leaves any part of it there
+			cut := append(bytes.Clone(whole[:n]), bytes.Repeat([]byte{0}, len(whole)-n)...)
+			for _, torn := range [][]byte{cut, cut[:n]} {
+				if err := os.WriteFile(spareCursor(name), torn, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := readCursor(name); got != old || err != nil {
+					t.Fatalf("readCursor = %v, %v after a cut at byte %d", got, err, n)
+				}
 			}
-			if got, err := readCursor(name); got != old || err != nil {
-				t.Fatalf("readCursor = %v, %v after a cut at byte %d", got, err, n)
+			for _, p := range []Position{next, old} {
+				if err := writeCursor(name, p); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := readCursor(name); got != p || err != nil {
+					t.Fatalf("readCursor = %v, %v, want %v after a cut at byte %d", got, err, p, n)
+				}
+			}
+		}
+	})
+	t.Run("A17 whoever reads while cursors are written sees one of them", func(t *testing.T) {
+		name := filepath.Join(t.TempDir(), "soc.json")
+		if err := writeCursor(name, Position{Origin: "o", Tree: strings.Repeat("0", 1000)}); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range 200 {
+				if err := writeCursor(name, Position{Origin: "o", Next: int64(i), Tree: strings.Repeat(strconv.Itoa(i%10), 1000)}); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		defer func() { <-done }()
+		for reads, last := 0, int64(0); ; reads++ {
+			p, err := readCursor(name)
+			if err != nil || p.Next < last || p.Tree != strings.Repeat(strconv.FormatInt(p.Next%10, 10), 1000) {
+				t.Fatalf("readCursor = %v, %v; the one before was %d", p, err, last)
+			}
+			last = p.Next
+			if stopped(done) {
+				t.Logf("%d reads", reads)
+				return
+			}
+		}
+	})
+	t.Run("A17 a file that is written over is not read until it is whole", func(t *testing.T) {
+		name, want := filepath.Join(t.TempDir(), "soc.json"), Position{Origin: "o", Next: 7}
+		if err := writeCursor(name, want); err != nil {
+			t.Fatal(err)
+		}
+		whole, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := flock(f, unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(bytes.Repeat([]byte("x"), 50), 0); err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error)
+		go func() {
+			p, err := readCursor(name)
+			if err == nil && p != want {
+				err = fmt.Errorf("it is %v", p)
+			}
+			read <- err
+		}()
+		select {
+		case err := <-read:
+			t.Fatalf("it was read while it was written: %v", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if _, err := f.WriteAt(whole, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := flock(f, unix.LOCK_UN); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-read; err != nil {
+			t.Errorf("readCursor: %v", err)
+		}
+	})
+	t.Run("a cursor from before there were two files is kept", func(t *testing.T) {
+		name, old := filepath.Join(t.TempDir(), "soc.json"), Position{Origin: "o", Epoch: 1, Next: 5, Tree: "t"}
+		if err := os.WriteFile(name, []byte(`{"origin":"o","epoch":1,"next":5,"tree":"t"}`+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := prepareCursor(name, old); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{name, spareCursor(name)} {
+			if info, err := os.Stat(file); err != nil || info.Size() != cursorBytes {
+				t.Errorf("%s: %v, %v; want %d bytes", file, info, err, cursorBytes)
+			}
+		}
+		if got, err := readCursor(name); got != old || err != nil {
+			t.Errorf("readCursor = %v, %v", got, err)
+		}
+	})
+	t.Run("A4 a cursor moves on a disk without a free byte", func(t *testing.T) {
+		volume := t.TempDir()
+		if err := syscall.Mount("tmpfs", volume, "tmpfs", 0, "size=128k,mode=700"); err != nil {
+			t.Fatalf("mounting a tmpfs (this test has to run as root, with the right to mount): %v", err)
+		}
+		t.Cleanup(func() {
+			if err := syscall.Unmount(volume, 0); err != nil {
+				t.Errorf("unmounting: %v", err)
+			}
+		})
+		begun, fresh := filepath.Join(volume, "cursors", "begun.json"), filepath.Join(volume, "cursors", "fresh.json")
+		old := Position{Origin: "o", Next: 1}
+		if err := errors.Join(writeCursor(begun, old), prepareCursor(begun, old), prepareCursor(fresh, Position{})); err != nil {
+			t.Fatal(err)
+		}
+		fillUp(t, volume)
+		if err := replaceFile(filepath.Join(volume, "other"), []byte("x")); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("there is room: %v; nothing is shown", err)
+		}
+		done := make(chan struct{})
+		var greedy sync.WaitGroup
+		greedy.Go(func() { // takes whatever gets free for a moment
+			for !stopped(done) {
+				fillUp(t, volume)
+			}
+		})
+		defer greedy.Wait()
+		defer close(done)
+		for i := range int64(300) {
+			for _, name := range []string{begun, fresh} {
+				p := Position{Origin: "o", Epoch: 1, Next: i, Tree: "t"}
+				if err := writeCursor(name, p); err != nil {
+					t.Fatalf("writeCursor %d: %v", i, err)
+				}
+				if got, err := readCursor(name); got != p || err != nil {
+					t.Fatalf("readCursor = %v, %v, want %v", got, err, p)
+				}
 			}
 		}
 	})
@@ -577,6 +722,23 @@ func TestCursor(t *testing.T) {
 			}
 		}
 	})
+}
+
+// fillUp writes a file until its volume has no room.
+func fillUp(t *testing.T, volume string) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(volume, "filler"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	for b := make([]byte, 1024); err == nil; {
+		_, err = f.Write(b)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("filling the volume: %v", err)
+	}
 }
 
 func FuzzCursor(f *testing.F) {

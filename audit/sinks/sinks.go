@@ -151,6 +151,9 @@ func (e *Exporter) newSink(c Config, o Options) (*sink, error) {
 	if s.committed, err = readCursor(s.cursor); err != nil {
 		return nil, err
 	}
+	if err := prepareCursor(s.cursor, s.committed); err != nil { // a disk that is full by now may have room later
+		s.logger.LogAttrs(context.Background(), slog.LevelWarn, "audit sink has no room reserved for its cursor", slog.Any("err", err))
+	}
 	s.to, err = newDestination(c, o)
 	return s, err
 }

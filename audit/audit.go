@@ -43,6 +43,9 @@ type Config struct {
 	// that the rest of the log and every proof made before still verify. A sink that has not got a record, or a place
 	// where its segment is not published yet, keeps it and all behind it. 0: 8760h, which is 365 days. At least 1h.
 	Retention time.Duration `yaml:"retention"`
+	// VerifyEvery is how often the running gateway verifies its whole log and what is published of it, first some minutes
+	// after the start. Absent: 24h. 0: never. Else at least 1m.
+	VerifyEvery *time.Duration `yaml:"verify_every"`
 	// Hold is a day, as in 2026-11-23 (UTC): records from then on are kept, whatever their age. Empty: none are.
 	Hold string `yaml:"hold"`
 }
@@ -72,10 +75,21 @@ func (c Config) Validate() []error {
 	if c.Retention != 0 && c.Retention < time.Hour {
 		errs = append(errs, fmt.Errorf("retention: %s is too short; want at least 1h, or 0 for the default of %s", c.Retention, DefaultRetention))
 	}
+	if every := c.verifyEvery(); every != 0 && every < time.Minute {
+		errs = append(errs, fmt.Errorf("verify_every: %s is too short; want at least 1m, 0 for never, or nothing for %s", every, defaultVerify))
+	}
 	if _, err := time.Parse(time.DateOnly, c.Hold); c.Hold != "" && err != nil {
 		errs = append(errs, fmt.Errorf("hold: %q is no day; want one as in 2026-11-23, or nothing", c.Hold))
 	}
 	return errs
+}
+
+// verifyEvery returns the interval between verifications, 0 for none.
+func (c Config) verifyEvery() time.Duration {
+	if c.VerifyEvery == nil {
+		return defaultVerify
+	}
+	return *c.VerifyEvery
 }
 
 // held returns the time from which on records are kept; ok is false if there is none.
@@ -118,6 +132,7 @@ type Log struct {
 	key        *signingKey // upkeep goroutine only, once open
 	publishers []*publisher
 	exporter   atomic.Pointer[sinks.Exporter]
+	verified   atomic.Pointer[Verification]
 
 	wake     chan struct{} // hands the right to commit to the writer
 	topack   chan struct{} // tells packing that a segment was sealed
@@ -286,15 +301,16 @@ func (l *Log) start() {
 	l.workers.Go(l.writer)
 	l.workers.Go(l.upkeep)
 	l.workers.Go(l.packing)
-	if len(l.publishers) == 0 {
-		return
-	}
 	l.publishedAt = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	l.workers.Go(func() {
 		<-l.stop
 		cancel()
 	})
+	l.metrics.verifyEvery.Set(l.cfg.verifyEvery().Seconds())
+	if l.cfg.verifyEvery() > 0 {
+		l.workers.Go(func() { l.verifying(ctx) })
+	}
 	for _, p := range l.publishers {
 		l.workers.Go(func() { p.checkpoints(ctx) })
 		l.workers.Go(func() { p.segments(ctx) })

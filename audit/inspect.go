@@ -36,7 +36,31 @@ type inspection struct {
 	suspect  *DamageError
 	rewrite  *DamageError // a checkpoint given from outside that the tree does not meet
 	patience int          // how often to look again at a torn tail, which may be a live log's write under way
+	pace     pace
 	scratch  bytes.Buffer
+}
+
+// A pace holds reading back, step by step: what one step was late is not made up by the next.
+type pace struct {
+	rate  int64 // bytes a second, 0 without bound
+	bytes int64 // read when the step began
+	since time.Time
+}
+
+// keep ends a step, at this many bytes, no sooner than the rate allows.
+func (p *pace) keep(ctx context.Context, bytes int64) error {
+	if p.rate > 0 {
+		step := time.Duration(float64(bytes-p.bytes) / float64(p.rate) * float64(time.Second))
+		select {
+		case <-time.After(step - time.Since(p.since)):
+		case <-ctx.Done():
+		}
+		p.bytes, p.since = bytes, time.Now()
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // run inspects the epoch. Damage is a *DamageError; a torn tail is no error here.
@@ -136,8 +160,10 @@ func (in *inspection) scan(ctx context.Context, first, next int64, hashes []byte
 	defer f.close()
 	s := newScanner(f, 0)
 	for {
-		if in.tree.size&1023 == 0 && ctx.Err() != nil {
-			return context.Cause(ctx)
+		if in.tree.size&1023 == 0 {
+			if err := in.pace.keep(ctx, in.bytes); err != nil {
+				return err
+			}
 		}
 		fr, err := s.next()
 		if err == nil && fr.seq != in.tree.size {

@@ -24,6 +24,12 @@ type metrics struct {
 	sanitised  prometheus.Counter
 	redacted   prometheus.Counter
 
+	verified    *prometheus.GaugeVec
+	verifiedAt  prometheus.Gauge
+	verifyEvery prometheus.Gauge
+	splits      *prometheus.CounterVec
+	torn        prometheus.Counter
+
 	byKind [len(kinds)]prometheus.Counter // of records, without a look-up for each record
 }
 
@@ -60,6 +66,14 @@ func newMetrics() *metrics {
 		free:      gauge("disk_free_bytes", "Room left on the log's volume."),
 		sanitised: prometheus.NewCounter(counter("sanitised_total", "Records in which a string was rewritten.")),
 		redacted:  prometheus.NewCounter(counter("redacted_total", "Secrets that were replaced by fingerprints.")),
+		verified: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "headgate", Subsystem: "audit", Name: "verify_result",
+			Help: "1 for how the newest scheduled verification of the log ended; all 0 before the first.",
+		}, []string{"result"}),
+		verifiedAt:  gauge("verify_last_success_timestamp_seconds", "When a scheduled verification last found the log in order; 0 if not since the start."),
+		verifyEvery: gauge("verify_interval_seconds", "Time between scheduled verifications; 0 is never."),
+		splits:      prometheus.NewCounterVec(counter("split_views_total", "Checkpoints of one origin that contradict each other, by who found them."), []string{"by"}),
+		torn:        prometheus.NewCounter(counter("torn_tails_total", "Torn tails that were cut off and kept in quarantine; 1 at most, at the start.")),
 	}
 	for i, k := range kinds[1:] {
 		m.byKind[i+1] = m.records.WithLabelValues(string(k))
@@ -70,6 +84,12 @@ func newMetrics() *metrics {
 	m.failures.WithLabelValues(causeLabel(nil))
 	m.segments.WithLabelValues("active")
 	m.segments.WithLabelValues("sealed")
+	for _, result := range verifyResults {
+		m.verified.WithLabelValues(result)
+	}
+	for _, by := range []string{"publish", "verify", "peers"} {
+		m.splits.WithLabelValues(by)
+	}
 	return m
 }
 
@@ -96,6 +116,7 @@ func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.records, m.failures, m.segments, m.append, m.batch, m.fsync, m.writable, m.queue, m.size,
 		m.checkpoint, m.published, m.free, m.sanitised, m.redacted,
+		m.verified, m.verifiedAt, m.verifyEvery, m.splits, m.torn,
 	}
 }
 

@@ -270,6 +270,9 @@ func (p *publisher) settle(ctx context.Context, err error) {
 		return
 	}
 	if d, ok := errors.AsType[*DamageError](err); ok { // another copy of this log is about, or this is not the newest
+		if d.Code == ExitConflict && err.Error() != p.failed {
+			p.metrics.splits.WithLabelValues("publish").Inc()
+		}
 		_ = p.Log.failed(d) // its error is for callers of Append
 	}
 	if text := err.Error(); text != p.failed {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ type shelf struct {
 	mu      sync.Mutex
 	objects map[string][]byte
 	away    bool
+	lies    int // how often Read gives other bytes
 }
 
 func (s *shelf) Publish(_ context.Context, name string, b []byte) error {
@@ -71,8 +73,14 @@ func (s *shelf) Read(_ context.Context, name string, _ int64) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, ok := s.objects[name]
-	if s.away || !ok {
+	switch {
+	case s.away:
 		return nil, errPlace
+	case !ok:
+		return nil, fs.ErrNotExist
+	case s.lies > 0:
+		s.lies--
+		return []byte("x"), nil
 	}
 	return bytes.Clone(b), nil
 }
@@ -367,9 +375,13 @@ func TestPublishing(t *testing.T) {
 			case <-time.After(2 * publishEvery):
 				t.Error("a split view was not seen")
 			}
+			time.Sleep(3 * publishEvery) // it is met again, and is one
 			d, _ := errors.AsType[*DamageError](second.Close())
 			if d == nil || d.Code != ExitConflict {
 				t.Errorf("the second log ends with %v, want code %d", d, ExitConflict)
+			}
+			if n := testutil.ToFloat64(second.metrics.splits.WithLabelValues("publish")); n != 1 {
+				t.Errorf("%v split views are counted, want 1", n)
 			}
 		})
 	})

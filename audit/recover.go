@@ -137,6 +137,7 @@ func (l *Log) resume(epoch int64, published []string) error {
 	if in.torn.bytes == 0 {
 		return l.note(Control{What: "start"})
 	}
+	l.metrics.torn.Inc()
 	l.logger.LogAttrs(context.Background(), slog.LevelWarn, "torn tail of the audit log moved to quarantine",
 		slog.Int64("bytes", in.torn.bytes), slog.Int64("next_seq", in.tree.size))
 	return l.note(Control{What: "recover", SeqTo: in.tree.size - 1, Bytes: in.torn.bytes, ErrClass: "torn tail"})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -21,6 +22,8 @@ type VerifyOptions struct {
 	// From is a record of the newest epoch: of sealed segments that end before it the leaf hashes are believed, as far as
 	// the signed checkpoint confirms them, and the records are not read.
 	From int64
+	// BytesPerSecond is how fast frames are read at most; 0: as fast as it goes.
+	BytesPerSecond int64
 }
 
 // A Report is what Verify found in good order.
@@ -83,6 +86,7 @@ func (r *Report) epoch(ctx context.Context, dir string, epoch int64, o VerifyOpt
 		return err
 	}
 	in.patience = 50
+	in.pace = pace{rate: o.BytesPerSecond, since: time.Now()}
 	if last {
 		in.trustHashes, in.trustTo = o.From > 0, o.From
 	}

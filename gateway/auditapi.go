@@ -48,11 +48,12 @@ type AuditProof struct {
 	Damage *audit.DamageError `json:"damage,omitempty"`
 }
 
-// AuditTree is the newest signed checkpoint and the log's own key list.
+// AuditTree is the newest signed checkpoint, the log's own key list, and how the log last verified itself.
 type AuditTree struct {
-	Checkpoint string             `json:"checkpoint,omitempty"`
-	Keys       string             `json:"keys,omitempty"`
-	Damage     *audit.DamageError `json:"damage,omitempty"`
+	Checkpoint string              `json:"checkpoint,omitempty"`
+	Keys       string              `json:"keys,omitempty"`
+	Verified   *audit.Verification `json:"verified,omitempty"`
+	Damage     *audit.DamageError  `json:"damage,omitempty"`
 }
 
 // ConsistencyRequest is the body of POST /-/api/v1/audit/consistency.
@@ -242,7 +243,7 @@ func (s *Server) auditCheckpoint(x *exchange, _ identity.Principal) (func(contex
 			keys, err = s.archive.Keys()
 		}
 		damage, err := damaged(err)
-		return AuditTree{Checkpoint: string(signed), Keys: keys, Damage: damage}, err
+		return AuditTree{Checkpoint: string(signed), Keys: keys, Verified: s.audit.Verified(), Damage: damage}, err
 	}, nil
 }
 

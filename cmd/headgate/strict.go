@@ -127,6 +127,9 @@ func (d *document) decode(n *yaml.Node, v reflect.Value, path string) {
 		return
 	}
 	switch {
+	case v.Kind() == reflect.Pointer: // of what may be absent
+		v.Set(reflect.New(v.Type().Elem()))
+		d.decode(n, v.Elem(), path)
 	case v.Type() == reflect.TypeFor[time.Duration]():
 		d.duration(n, v, path)
 	case v.Kind() == reflect.Struct:

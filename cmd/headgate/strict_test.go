@@ -91,17 +91,19 @@ identity:
     - {name: corp, url: https://id.corp.example, client_id: headgate}
 audit:
   segment_bytes: 12
+  verify_every: 5s
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := loadConfig(file)
 	if err == nil {
-		t.Fatal("loadConfig accepted five mistakes")
+		t.Fatal("loadConfig accepted six mistakes")
 	}
 	for _, want := range []string{
 		":2: gateway.url: ", ":3: gateway.listn: unknown key; did you mean \"listen\"?", ":4: gateway.drain_wait: ",
 		":7: identity.issuers[0].audiences: ", ":9: audit.segment_bytes: ",
+		":10: audit.verify_every: 5s is too short",
 	} {
 		if !strings.Contains(err.Error(), file+want) {
 			t.Errorf("loadConfig does not report %q in:\n%v", want, err)

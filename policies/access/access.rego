@@ -11,7 +11,35 @@ import data.headgate.waiver
 # METADATA
 # description: "The access decision. One rule builds it, so that nothing can conflict."
 # entrypoint: true
-decision := {
+decision := clean if {
+	count(findings) == 0
+} else := judged
+
+# What most questions get. It is written out, since it is answered in a fraction of the time that building it takes.
+clean := {
+	"schema": 1,
+	"effect": "allow",
+	"remedy": "",
+	"visible": true,
+	"codes": [],
+	"reasons": [],
+	"warnings": [],
+	"obligations": [],
+	"advice": {
+		"upgrade_to": "",
+		"available_from_day": 0,
+		"missing_facts": [],
+		"waiver": {"code": "", "path": ""},
+		"contact": "",
+	},
+	"valid_until_day": null,
+	"waived": [],
+	"profile": path.profile,
+	"waivers": sort(waiver.covering),
+	"labels": {},
+}
+
+judged := {
 	"schema": 1,
 	"effect": effect,
 	"remedy": remedy,

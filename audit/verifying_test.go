@@ -93,9 +93,11 @@ func TestTheRunningLogVerifiesItself(t *testing.T) {
 			l.publishers[0].place.(*shelf).replace([]byte("x"))
 		}, "key"},
 		{"a folder that cannot be read", func(t *testing.T, l *Log) {
-			if err := os.Rename(l.layout.checkpoint(), l.layout.checkpoint()+".away"); err == nil {
+			err := os.Rename(l.layout.checkpoint(), l.layout.checkpoint()+".away")
+			if err == nil {
 				err = os.Mkdir(l.layout.checkpoint(), 0o700)
-			} else if err != nil {
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}, "failed"},

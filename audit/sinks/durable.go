@@ -31,22 +31,40 @@ func firstCursor(name string) string { return name + ".first" }
 
 // readCursor reads where a sink stands; the zero Position if it never delivered anything.
 func readCursor(name string) (Position, error) {
-	f, err := os.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Position{}, nil
+	for {
+		b, current, err := readIfCurrent(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return Position{}, nil
+		case err != nil:
+			return Position{}, fmt.Errorf("reading cursor: %w", err)
+		case current:
+			return parseCursor(b)
+		}
 	}
+}
+
+// readIfCurrent reads a cursor's file under a lock. It is current if it still has the name by then: what has become the
+// spare file may hold a place that is not the sink's yet.
+func readIfCurrent(name string) (b []byte, current bool, err error) {
+	f, err := os.Open(name)
 	if err != nil {
-		return Position{}, fmt.Errorf("reading cursor: %w", err)
+		return nil, false, err
 	}
 	defer f.Close()
-	var b []byte
-	if err = flock(f, unix.LOCK_SH); err == nil { // it may be the spare one by now
-		b, err = io.ReadAll(f)
+	if err := flock(f, unix.LOCK_SH); err != nil {
+		return nil, false, err
 	}
+	opened, err := f.Stat()
 	if err != nil {
-		return Position{}, fmt.Errorf("reading cursor: %w", err)
+		return nil, false, err
 	}
-	return parseCursor(b)
+	named, err := os.Stat(name)
+	if err != nil || !os.SameFile(opened, named) {
+		return nil, false, err
+	}
+	b, err = io.ReadAll(f)
+	return b, true, err
 }
 
 func parseCursor(b []byte) (Position, error) {

@@ -87,7 +87,7 @@ func newMetrics() *metrics {
 	for _, result := range verifyResults {
 		m.verified.WithLabelValues(result)
 	}
-	for _, by := range []string{"publish", "verify", "peers"} {
+	for _, by := range []string{"publish", "verify"} {
 		m.splits.WithLabelValues(by)
 	}
 	return m
